@@ -1,0 +1,44 @@
+"""paring: fine-tune thin slices of a pretrained network, and keep what was learnt as something small.
+
+    import paring
+
+    with paring.sliced(model, paring.SliceConfig(rank=8, modes=("column",), move_steps=50)) as session:
+        optimizer = torch.optim.AdamW(session.parameters(), lr=2e-3)
+        for batch in batches:
+            model(**batch).loss.backward()
+            optimizer.step()
+            session.step()
+            optimizer.zero_grad()
+
+Names are loaded on first use, so that ``import paring`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Slice": "paring.tune.slices",
+    "SliceConfig": "paring.tune.config",
+    "SliceSession": "paring.tune.session",
+    "sliced": "paring.tune.session",
+    "Delta": "paring.delta.blocks",
+}
+__all__ = ["Delta", "Slice", "SliceConfig", "SliceSession", "__version__", "sliced"]
+
+if TYPE_CHECKING:
+    from paring.delta.blocks import Delta
+    from paring.tune.config import SliceConfig
+    from paring.tune.session import SliceSession, sliced
+    from paring.tune.slices import Slice
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'paring' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,33 @@
+"""``paring``: one command, a word for each job. Each job's module is loaded when it runs, so help answers at once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from paring import __version__
+from paring.cli import demo
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="paring",
+        description="Fine-tune thin slices of any pretrained network, and keep what was learnt as something small.",
+    )
+    top.add_argument("--version", action="version", version=f"paring {__version__}")
+    jobs = top.add_subparsers(title="jobs", metavar="JOB", required=True)
+    demo.add_parser(jobs)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one job; 0 on success, 2 on bad input (said in one line), 130 when interrupted."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"paring: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("paring: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,1 @@
+"""What a task adds to a model: differences against a base, as rectangles of its tensors."""

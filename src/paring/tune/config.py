@@ -1,0 +1,110 @@
+"""What to train: the settings of a SliceFine run, checked as far as that goes without a model."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from paring.tune.slices import AXES, Axis
+
+Order = str | tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SliceConfig:
+    """Which slices are trained, and when they move (SliceFine, arXiv 2510.08513; choices in docs/method.md).
+
+    Attributes:
+        rank: width of a slice, in rows or columns; at least 1, at most each layer's extent.
+        modes: ``("row",)``, ``("column",)``, or both: then windows alternate in the order given.
+        move_steps: optimizer steps between two moves (the paper's N); None: a static slice, which takes one mode.
+        position: first row or column of the first slice.
+        max_position: end (exclusive) of the range that is swept; None: the layer's own extent, which also
+            bounds any larger value, since layers differ.
+        stride: distance between neighbouring positions; None: the rank, so that slices do not overlap.
+        order: ``"sweep"``, ``"random"`` (a new permutation every sweep), or the starting positions themselves.
+        targets: names of layers to slice, as globs (``*`` within a name part, ``**`` across; a pattern also
+            matches the end of a name) or ``re:`` and a regular expression for the whole name. None: every sliceable
+            layer but the output head.
+        exclude: patterns of layers to leave out.
+        bias: train the bias entries of the active rows too; needs the mode "row".
+        train_also: modules trained whole (a new head), same patterns. None: for a Hugging Face model its task
+            head, otherwise nothing. ``()``: nothing.
+        layer_window: only this many consecutive blocks hold active slices at a time; the window sweeps from the
+            output down, one window a move, and the slices move on when it has passed all blocks. Ours, not the paper's.
+        layers: blocks that ever hold slices: indices (negative from the end), or "upper:3", "lower:3". None: all.
+        seed: of ``order="random"``.
+
+    Raises:
+        ValueError: naming the setting, what it is, what was expected.
+    """
+
+    rank: int
+    modes: tuple[Axis, ...] = ("row", "column")
+    move_steps: int | None
+    position: int = 0
+    max_position: int | None = None
+    stride: int | None = None
+    order: Order = "sweep"
+    targets: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    bias: bool = False
+    train_also: tuple[str, ...] | None = None
+    layer_window: int | None = None
+    layers: str | tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("modes", "targets", "exclude", "train_also"):
+            _as_tuple(self, name, str)
+        if not isinstance(self.order, str):
+            _as_tuple(self, "order", int)
+        if not isinstance(self.layers, str):
+            _as_tuple(self, "layers", int)
+        if not self.modes or len(set(self.modes)) != len(self.modes) or set(self.modes) - set(AXES):
+            _refuse("modes", self.modes, "('row',), ('column',), or both in the order to alternate in")
+        _at_least(self, "rank", 1)
+        _at_least(self, "position", 0)
+        for name in ("move_steps", "stride", "layer_window"):
+            if getattr(self, name) is not None:
+                _at_least(self, name, 1)
+        if self.max_position is not None and self.max_position < self.position + self.rank:
+            _refuse("max_position", self.max_position, f"at least position + rank = {self.position + self.rank}")
+        if self.move_steps is None and len(self.modes) > 1:
+            _refuse("move_steps", None, "a number of steps: a static slice never alternates; or name one mode in modes")
+        if isinstance(self.order, str):
+            if self.order not in ("sweep", "random"):
+                _refuse("order", self.order, "'sweep', 'random', or a tuple of starting positions")
+        elif not self.order or min(self.order) < 0:
+            _refuse("order", self.order, "at least one starting position, none negative")
+        elif self.position or self.max_position is not None or self.stride is not None:
+            _refuse("order", self.order, "positions in order alone, without position, max_position and stride")
+        if self.bias and "row" not in self.modes:
+            _refuse("bias", True, "the mode 'row' in modes: the bias entries trained are those of the active rows")
+        if isinstance(self.layers, str):
+            side, _, count = self.layers.partition(":")
+            if side not in ("upper", "lower") or not count.isdigit() or int(count) < 1:
+                _refuse("layers", self.layers, "block indices, 'upper:3' or 'lower:3'")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values (tuples as lists), equal for equal settings; ``SliceConfig(**config.as_dict())`` gives it back."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def _refuse(name: str, got: object, expected: str) -> None:
+    raise ValueError(f"SliceConfig: {name} is {got!r}; expected {expected}")
+
+
+def _at_least(config: SliceConfig, name: str, least: int) -> None:
+    value = getattr(config, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        _refuse(name, value, f"a whole number, at least {least}")
+
+
+def _as_tuple(config: SliceConfig, name: str, kind: type) -> None:
+    """Lists become tuples; one bare string where several are expected is a slip that would be read letter by letter."""
+    value = getattr(config, name)
+    if value is None and name not in ("modes", "exclude"):
+        return
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, kind) for v in value):
+        _refuse(name, value, f"a tuple of {kind.__name__}, such as ({value!r},)" if isinstance(value, kind) else f"a tuple of {kind.__name__}")
+    object.__setattr__(config, name, tuple(value))

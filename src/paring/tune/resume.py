@@ -1,0 +1,69 @@
+"""What a session has touched, as a state dict and back: values, where they lie, and which base they belong to."""
+
+from collections.abc import Mapping, Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paring.delta.blocks import Rect, matrix_shape, read, write
+from paring.tune.undo import UndoLog, digest
+
+
+def pack(log: UndoLog, tensors: Mapping[str, Tensor], fresh: Set[str]) -> dict[str, Any]:
+    """``{"touched": {name: {rects [k, 4], values [..] flat, rows, columns, base}}}``; ``base`` hashes the originals.
+
+    Tensors in ``fresh`` have no hash: they may differ from base to base (a new head).
+    """
+    touched = {}
+    for name in log:
+        rects = log.rects(name)
+        values = torch.cat([read(tensors[name], rect).flatten() for rect in rects]).cpu()
+        rows, columns = log.touched(name)
+        touched[name] = {
+            "rects": torch.tensor([(r.row, r.row_stop, r.column, r.column_stop) for r in rects]),
+            "values": values,
+            "rows": rows,
+            "columns": columns,
+            "base": "" if name in fresh else digest(v for _, v in log.originals(name)),
+        }
+    return {"touched": touched}
+
+
+def unpack(state: Mapping[str, Any], log: UndoLog, tensors: Mapping[str, Tensor]) -> None:
+    """Writes what ``pack`` took over a model that holds the base, whose originals go to the (emptied) log.
+
+    Raises:
+        ValueError: a tensor is missing, has another shape or dtype, or holds another base's values; nothing is
+            changed then.
+    """
+    for name, part in state["touched"].items():
+        _check(name, part, tensors)
+    log.clear()
+    for name, part in state["touched"].items():
+        tensor, rects = tensors[name], _rects(part)
+        log.adopt(name, tensor, rects, part["rows"], part["columns"])
+        for rect, values in zip(rects, part["values"].split([r.shape[0] * r.shape[1] for r in rects]), strict=True):
+            write(tensor, rect, values.view(rect.shape))
+
+
+def _rects(part: Mapping[str, Tensor]) -> list[Rect]:
+    return [Rect(*row) for row in part["rects"].tolist()]
+
+
+def _check(name: str, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    if name not in tensors:
+        raise ValueError(f"session state does not fit the model: it has no tensor '{name}'")
+    tensor = tensors[name]
+    extents = part["rows"].numel(), part["columns"].numel()
+    ours = matrix_shape(tensor.shape or torch.Size((1,)))
+    if extents != ours or part["values"].dtype != tensor.dtype:
+        raise ValueError(
+            f"session state does not fit the model: '{name}' was {list(extents)} {part['values'].dtype}, "
+            f"here it is {list(ours)} {tensor.dtype}"
+        )
+    if part["base"] and part["base"] != digest(read(tensor, rect) for rect in _rects(part)):
+        raise ValueError(
+            f"session state was taken on another base model: '{name}' holds other values; load the pretrained model that "
+            "the run began with (not one that has been tuned since)"
+        )

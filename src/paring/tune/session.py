@@ -1,0 +1,324 @@
+"""The session: slices of a model are trained in place, while it lasts and no longer.
+
+    with paring.sliced(model, config) as session:
+        optimizer = torch.optim.AdamW(session.parameters(), lr=2e-3)
+        for batch in batches:
+            loss(model, batch).backward()
+            optimizer.step()
+            session.step()          # slices into the weights; every move_steps, on to the next
+            optimizer.zero_grad()
+    delta = session.delta()         # what changed, as blocks
+    session.revert()                # bitwise the weights from before
+
+Entering freezes the model and adds working copies and hooks (inject); ``step`` writes the copies back and, when the
+schedule says so, moves them; leaving, also by an exception, gives back a plain model with the weights learnt so far.
+The originals of what was touched lie in a file on disk (undo), so memory holds the working copies alone.
+"""
+
+import sys
+import warnings
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from paring.delta.blocks import Block, Delta, read, same_bits, whole, write
+from paring.tune import schedules
+from paring.tune.config import SliceConfig
+from paring.tune.inject import Injection, refuse_second
+from paring.tune.optimizers import forget, owned_by
+from paring.tune.resume import pack, unpack
+from paring.tune.slices import Slice
+from paring.tune.slot import Slot
+from paring.tune.targets import Selection, select
+from paring.tune.undo import UndoLog
+
+
+def sliced(model: nn.Module, config: SliceConfig, *, verbose: bool = True, scratch: str | None = None) -> "SliceSession":
+    """A session that trains slices of ``model``; enter it with ``with``.
+
+    Args:
+        model: any module; its forward must run the targeted layers' own forward.
+        config: what to train and when it moves.
+        verbose: print one line on entering: what is sliced, what is trained whole.
+        scratch: folder for the originals of what is touched (a file without a name); None: the system's.
+
+    Raises:
+        ValueError: the configuration does not fit the model. RuntimeError: the model is in a session already.
+            In both cases nothing was changed.
+    """
+    return SliceSession(model, config, verbose=verbose, scratch=scratch)
+
+
+class SliceSession:
+    """See ``sliced``. The attributes are to be read, not set.
+
+    Attributes:
+        model, config: as given.
+        selection: the layers sliced and the modules trained whole.
+        num_steps: optimizer steps taken.
+    """
+
+    def __init__(self, model: nn.Module, config: SliceConfig, *, verbose: bool = True, scratch: str | None = None) -> None:
+        refuse_second(model)
+        self.model, self.config = model, config
+        self.selection: Selection = select(model, config)
+        self.matrices = {layer.name: layer.matrix for layer in self.selection.layers}
+        schedules.check(config, self.matrices)
+        self.num_steps = 0
+        self._verbose, self._scratch = verbose, scratch
+        self._slots: list[Slot] = []
+        self._injection: Injection | None = None
+        self._undo: UndoLog | None = None
+        self._optimizers: WeakSet[Optimizer] = WeakSet()
+        self._hook: RemovableHandle | None = None
+        self._stale = False
+
+    # Entering and leaving.
+
+    def __enter__(self) -> Self:
+        if self._undo is not None:
+            raise RuntimeError("a session is entered once; open a new one with paring.sliced(model, config)")
+        refuse_second(self.model)
+        self._undo = UndoLog(self._scratch)
+        self._slots = [Slot(layer, self.config) for layer in self.selection.layers]
+        self._injection = Injection(self.model, self._slots, self.selection, self._refuse_stale)
+        try:
+            self._injection.insert()
+            self._keep_whole()
+            self._place()
+            self._hook = register_optimizer_step_post_hook(self._stepped)
+        except BaseException:
+            self._injection.remove()
+            raise
+        if self._verbose and not (torch.distributed.is_available() and torch.distributed.is_initialized() and _rank()):
+            print(f"paring: {self.summary()}", file=sys.stderr)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+        idle = [slot.layer.name for slot in self._slots if not slot.used]
+        if kind is None and self.num_steps and idle and self.config.layer_window is None:
+            warnings.warn(f"{len(idle)} sliced layer(s) never received a gradient, e.g. '{idle[0]}'", stacklevel=2)
+
+    def close(self) -> None:
+        """Leaves a plain model with the weights learnt so far; again does nothing. ``delta`` and ``revert`` still work."""
+        if self._injection is None or self._hook is None:
+            return
+        try:
+            self._injection.write_back()
+        finally:
+            self._hook.remove()
+            self._hook = None
+            self._injection.remove()
+
+    @property
+    def open(self) -> bool:
+        return self._hook is not None
+
+    # Training.
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What to give the optimizer: the slices' working copies, then the modules trained whole."""
+        return self._opened().parameters()
+
+    @property
+    def num_trainable(self) -> int:
+        """Entries trained at this step: the active slices, and the modules trained whole."""
+        return sum(slot.num_active() for slot in self._slots) + sum(w.trained.numel() for w in self._opened().wholes)
+
+    @property
+    def active(self) -> dict[str, Slice]:
+        """The active slices, by layer."""
+        return {slot.layer.name: slot.slice for slot in self._slots if slot.slice is not None}
+
+    def step(self) -> None:
+        """After each optimizer step: the slices go into the weights, and move on when it is time.
+
+        A step that a gradient scaler skipped counts as a step too. A slice that becomes active starts with fresh
+        optimizer state; gradients of the slice left behind are dropped.
+        """
+        injection = self._opened()
+        injection.write_back()
+        self._stale = False
+        self.num_steps += 1
+        if schedules.visits(self.config, self.num_steps) != schedules.visits(self.config, self.num_steps - 1):
+            self._place()
+
+    def summary(self) -> str:
+        """One line: what is sliced, what is trained whole, what was left alone."""
+        layers, total = self.selection.layers, sum(p.numel() for p, _ in self._opened()._flags)
+        window = f" in a window of {self.config.layer_window} blocks" if self.config.layer_window else ""
+        text = (
+            f"{len(layers)} layers sliced ({'/'.join(self.config.modes)}, rank {self.config.rank}{window}), "
+            f"{self.num_trainable:,} of {total:,} entries trained at a time"
+        )
+        if self.selection.whole:
+            text += f"; trained whole: {', '.join(self.selection.whole)}" + (" (found: task head)" if self.selection.found else "")
+        return "; ".join((text, *self.selection.notes))
+
+    # What was learnt, and the way back.
+
+    def delta(self) -> Delta:
+        """What changed since the session began, as disjoint blocks; nothing dense is made. Works after leaving too."""
+        if self.open:
+            self._opened().write_back()
+        tensors = self._tensors()
+        buffers = self._buffer_names()
+        blocks: dict[str, tuple[Block, ...]] = {}
+        for name in self._log():
+            changed = []
+            for rect, before in self._log().originals(name):
+                after = read(tensors[name], rect).cpu()
+                if name not in buffers or not same_bits(before, after):
+                    changed.append(Block(rect, before, after))
+            if changed:
+                blocks[name] = tuple(changed)
+        return Delta(blocks, frozenset(self._whole_names()))
+
+    def revert(self) -> None:
+        """Puts back, bitwise, every entry the session has touched, heads and buffers included.
+
+        In an open session training starts over: step 0, fresh optimizer state.
+        """
+        log, tensors = self._log(), self._tensors()
+        for name in log:
+            for rect, before in log.originals(name):
+                write(tensors[name], rect, before)
+        log.clear()
+        self.num_steps, self._stale = 0, False
+        if self.open:
+            self._restart()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed session needs, as tensors and plain values (``torch.load(weights_only=True)`` reads it).
+
+        It holds what was touched, not the model: load it into a session on the same pretrained model.
+        """
+        self._opened()
+        self._refuse_stale()
+        state = pack(self._log(), self._tensors(), fresh=self._whole_names() | self._buffer_names())
+        masters = {name: p.detach().clone() for name, p in self._masters().items()}
+        return {"version": 1, "config": self.config.as_dict(), "num_steps": self.num_steps, "masters": masters, **state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues where ``state_dict`` was taken, bit for bit; load the optimizer's own state after this.
+
+        Raises:
+            ValueError: another version, configuration or base model; the session is as it was then.
+        """
+        if state.get("version") != 1:
+            raise ValueError(f"session state has version {state.get('version')!r}; expected 1")
+        ours = self.config.as_dict()
+        differing = [k for k in ours if ours[k] != state["config"].get(k)]
+        if differing:
+            what = ", ".join(f"{k} is {state['config'].get(k)!r}, here {ours[k]!r}" for k in differing)
+            raise ValueError(f"session state was taken with another configuration: {what}")
+        self._opened()
+        if self.num_steps or self._stale:
+            raise ValueError(f"session state goes into a fresh session; this one has taken {self.num_steps} steps: revert() first")
+        unpack(state, self._log(), self._tensors())
+        self.num_steps = state["num_steps"]
+        self._restart()
+        with torch.no_grad():
+            for name, master in self._masters().items():
+                master.copy_(state["masters"][name])
+
+    # Inside.
+
+    def _opened(self) -> Injection:
+        if self._injection is None or self._hook is None:
+            raise RuntimeError("the session is not open; use it inside `with paring.sliced(model, config) as session:`")
+        return self._injection
+
+    def _log(self) -> UndoLog:
+        if self._undo is None:
+            raise RuntimeError("the session was never entered; use `with paring.sliced(model, config) as session:`")
+        return self._undo
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Every tensor the log can name; a tied weight is there under each of its names."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        return {k: v.detach() for k, v in (named | dict(self.model.named_buffers())).items()}
+
+    def _whole_names(self) -> set[str]:
+        return {w.name for w in self._injection.wholes} if self._injection else set()
+
+    def _buffer_names(self) -> set[str]:
+        return {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in self.model.named_modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name not in module._non_persistent_buffers_set
+        }
+
+    def _keep_whole(self) -> None:
+        """Originals of modules trained whole, and of the buffers, which training changes by itself (batch norm)."""
+        tensors = self._tensors()
+        for name in sorted(self._whole_names() | self._buffer_names()):
+            self._log().touch(name, tensors[name], whole(tensors[name]))
+
+    def _place(self) -> None:
+        """Slices to where the schedule has them now."""
+        plan = schedules.plan(self.config, self.matrices, self.num_steps)
+        for slot in self._slots:
+            slice_ = plan.get(slot.layer.name)
+            if slice_ == slot.slice:
+                continue
+            if slice_ is not None:
+                for name, tensor, rect in slot.touched(slice_):
+                    self._log().touch(name, tensor, rect)
+            slot.place(slice_)
+            for copy in (slot.copy, *slot.bias_copies):
+                copy.grad = None
+                forget(self._optimizers, copy)
+
+    def _restart(self) -> None:
+        """After the weights were replaced: originals of the rest, working copies and optimizer state anew."""
+        self._keep_whole()
+        for slot in self._slots:
+            slot.slice = None
+        self._place()
+        injection = self._opened()
+        injection.load()
+        for parameter in injection.parameters():
+            parameter.grad = None
+            forget(self._optimizers, parameter)
+
+    def _masters(self) -> dict[str, nn.Parameter]:
+        """Working copies that hold more than their weights do (half precision), by name."""
+        out = {}
+        for slot in self._slots:
+            if slot.slice is not None and slot.copy.dtype != slot.weight.dtype:
+                copies = (slot.copy, *slot.bias_copies)
+                out |= {f"{slot.layer.name}.{i}": copy for i, copy in enumerate(copies)}
+        wholes = self._injection.wholes if self._injection else []
+        return out | {w.name: w.master for w in wholes if w.master is not None}
+
+    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """After any optimizer's step: is it one of ours? Then the weights wait for ``step``."""
+        injection = self._opened()
+        if not owned_by(optimizer, injection.parameters()):
+            return
+        self._optimizers.add(optimizer)
+        self._stale = True
+        waiting = [slot for slot in self._slots if not slot.used and slot.slice is not None]
+        for slot in waiting:
+            slot.used = slot.copy.grad is not None
+        if waiting and not any(slot.used for slot in self._slots):
+            raise RuntimeError(
+                "no slice received a gradient. Was backward called? Was the model compiled before the session was entered "
+                "(compile it inside)? Does it use reentrant gradient checkpointing (pass use_reentrant=False)?"
+            )
+
+    def _refuse_stale(self) -> None:
+        if self._stale:
+            raise RuntimeError("the optimizer has stepped, but session.step() was not called after it: the weights are stale")
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank()

@@ -1,0 +1,158 @@
+"""One sliced weight: its working copy, where the slice lies now, and the modules that use it.
+
+The working copy is a small contiguous leaf, fp32 where the weight is half precision, registered on the layer so that
+optimizers and ``DistributedDataParallel`` find it among the model's parameters. It keeps its identity and size for the
+whole session; a move changes its contents. With one mode it is ``[r, n]``; with two, whose n differ, it is flat and as
+long as the longer one, the rest idle at zero gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paring.delta.blocks import Rect, read, view, write
+from paring.tune.config import SliceConfig
+from paring.tune.kinds import EMBEDDING, LINEAR, Kind
+from paring.tune.ops import Product
+from paring.tune.slices import Slice
+from paring.tune.targets import Layer
+
+COPY, BIAS, INDEX = "slice_weight", "slice_bias", "slice_index"
+
+
+@dataclass
+class Member:
+    """A module that runs on a sliced weight; tied weights have several."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    product: Product | None = None
+
+    @property
+    def bias_copy(self) -> Tensor | None:
+        return self.module._parameters.get(BIAS)
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """fp32 for half precision, else the tensor's own."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+class Slot:
+    """A sliced weight and its working copy (not yet registered: see inject).
+
+    Attributes:
+        layer: what was selected.
+        members: the modules that use the weight; the first is the layer itself and carries the working copy.
+        slice: the active slice; None outside the layer window.
+        used: whether a gradient has ever reached the working copy.
+    """
+
+    def __init__(self, layer: Layer, config: SliceConfig) -> None:
+        self.layer = layer
+        self.members = [Member(*m) for m in ((layer.name, layer.module, layer.kind), *layer.sharing)]
+        self.slice: Slice | None = None
+        self.used = False
+        self.rank = config.rank
+        weight = layer.module.weight
+        lengths = [layer.matrix.length(axis) for axis in config.modes]
+        flat = len(set(lengths)) > 1
+        shape = (config.rank * max(lengths),) if flat else (config.rank, lengths[0])
+        self.copy = nn.Parameter(torch.zeros(shape, dtype=wide_dtype(weight), device=weight.device))
+        self.biased = []
+        if config.bias:
+            self.biased = [m for m in self.members if m.kind is not EMBEDDING and m.module.bias is not None]
+        self.bias_copies = [
+            nn.Parameter(torch.zeros(config.rank, dtype=wide_dtype(weight), device=weight.device)) for _ in self.biased
+        ]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.layer.module.weight
+
+    @property
+    def weight_name(self) -> str:
+        return f"{self.layer.name}.weight"
+
+    @property
+    def rect(self) -> Rect:
+        assert self.slice is not None
+        return self.layer.kind.rect(self.layer.module, self.slice)
+
+    def num_active(self) -> int:
+        """Entries trained now, bias entries included."""
+        if self.slice is None:
+            return 0
+        bias = len(self.biased) * self.slice.width if self.slice.axis == "row" else 0
+        return self.slice.width * self.layer.matrix.length(self.slice.axis) + bias
+
+    def touched(self, slice_: Slice) -> list[tuple[str, Tensor, Rect]]:
+        """The tensors that training ``slice_`` changes, and where."""
+        out = [(self.weight_name, self.weight, self.layer.kind.rect(self.layer.module, slice_))]
+        if slice_.axis == "row":
+            out += [(f"{m.name}.bias", m.module.bias, Rect(slice_.start, slice_.stop, 0, 1)) for m in self.biased]
+        return out
+
+    def place(self, slice_: Slice | None) -> None:
+        """Makes ``slice_`` the active one and loads the working copy from the weight."""
+        self.slice = slice_
+        if slice_ is None:
+            return
+        for member in self.members:
+            member.product = member.kind.product(member.module, slice_, member in self.biased)
+            index = member.module._buffers.get(INDEX)
+            if index is not None:
+                index.copy_(torch.arange(slice_.start, slice_.stop))
+        self.load()
+
+    def load(self) -> None:
+        """Working copies from the model's tensors."""
+        if self.slice is None:
+            return
+        with torch.no_grad():
+            _, window, thin = self._pair()
+            window.copy_(self._thin_first(read(self.weight, self.rect)) if thin is None else thin)
+            for bias_copy, bias in self._bias_pairs():
+                bias_copy.copy_(bias)
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """(view into the model, working copy) to be written back; a weight without views is written here."""
+        if self.slice is None:
+            return []
+        rect, window, thin = self._pair()
+        out = [(bias, copy) for copy, bias in self._bias_pairs()]
+        if thin is None:
+            write(self.weight, rect, self._thin_first(window.detach()))
+        else:
+            out.append((thin, window))
+        return out
+
+    def _pair(self) -> tuple[Rect, Tensor, Tensor | None]:
+        """Where the slice lies; the used part of the working copy ``[r, n]``; the same entries of the weight as a view."""
+        assert self.slice is not None
+        rect, rank = self.rect, self.slice.width
+        window = self.copy.detach()
+        if window.ndim == 1:
+            length = self.layer.matrix.length(self.slice.axis)
+            window = window[: rank * length].view(rank, length)
+        seen = view(self.weight.detach(), rect)
+        return rect, window, None if seen is None else self._thin_first(seen)
+
+    def _thin_first(self, matrix: Tensor) -> Tensor:
+        """From the stored orientation to ``[r, n]``, or back."""
+        assert self.slice is not None
+        return matrix.t() if (self.slice.axis == "column") != self.layer.kind.transposed else matrix
+
+    def _bias_pairs(self) -> list[tuple[Tensor, Tensor]]:
+        assert self.slice is not None
+        if self.slice.axis == "column":
+            return []
+        rows = slice(self.slice.start, self.slice.stop)
+        return [(c.detach(), m.module.bias.detach()[rows]) for c, m in zip(self.bias_copies, self.biased, strict=True)]
+
+
+def traceable(kind: Kind) -> bool:
+    """Whether a compiled graph can hold the slice's backward: linear layers (and Conv1D, which has the same product)."""
+    return kind.product is LINEAR.product

@@ -1,0 +1,287 @@
+"""Which layers are sliced, what is the head, and which block of the network each layer stands in.
+
+Everything here reads the model and changes nothing; whatever does not fit is refused by name.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+
+from paring.tune.config import SliceConfig
+from paring.tune.kinds import EMBEDDING, SLICEABLE, Kind, kind_of
+from paring.tune.slices import Matrix
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A sliced layer; ``sharing`` are the other modules that hold the same weight (tied weights)."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    matrix: Matrix
+    sharing: tuple[tuple[str, nn.Module, Kind], ...] = ()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a configuration means on a model.
+
+    Attributes:
+        layers: the sliced layers, in the order of the model's modules.
+        whole: names of modules trained whole beside the slices.
+        found: ``whole`` was found, not asked for.
+        notes: what was left out though it looks like a layer, for the line that is printed.
+    """
+
+    layers: tuple[Layer, ...]
+    whole: tuple[str, ...]
+    found: bool
+    notes: tuple[str, ...]
+
+
+def select(model: nn.Module, config: SliceConfig) -> Selection:
+    """The layers that ``config`` slices and the modules it trains whole.
+
+    Raises:
+        ValueError: a pattern matches nothing, or nothing that can be sliced; a weight is quantised or without data;
+            no layer is left.
+    """
+    modules = {name: m for name, m in model.named_modules() if name}
+    head, task_head = _head(model, modules)
+    whole = _matches(config.train_also, modules, "train_also") if config.train_also is not None else task_head
+    whole = tuple(n for n in whole if not any(_inside(n, w) for w in whole if w != n))
+    notes: list[str] = []
+    if config.targets is None:
+        left_out = (*whole, *head) if config.train_also is None or _is_hugging_face(model) else whole
+        names = [n for n, m in modules.items() if kind_of(m) and not any(_inside(n, w) for w in left_out)]
+        names, more = _first_of_shared(names, modules, head)
+        notes += more + _unsliceable_notes(modules)
+        if head and not whole:
+            notes.append(f"output head left alone: {', '.join(head)}")
+    else:
+        names = _sliceable_matches(config.targets, modules)
+        both = [n for n in names if any(_inside(n, w) for w in whole)]
+        if both and config.train_also is not None:
+            raise ValueError(f"layer '{both[0]}' is in both targets and train_also; name it in one of them")
+        whole = tuple(w for w in whole if not any(_inside(n, w) for n in names))
+    excluded = set(_matches(config.exclude, modules, "exclude"))
+    names = [n for n in names if not any(_inside(n, e) for e in excluded)]
+    block, count = _blocks(modules)
+    wanted = _wanted_blocks(config.layers, count)
+    names = [n for n in names if block[n] in wanted]
+    if not names:
+        raise ValueError(f"no layer to slice is left in {type(model).__name__}; sliceable are {SLICEABLE}")
+    return Selection(_layers(names, modules, block), whole, config.train_also is None, tuple(notes))
+
+
+def _layers(names: list[str], modules: dict[str, nn.Module], block: dict[str, int]) -> tuple[Layer, ...]:
+    holders = _holders(modules)
+    layers, seen = [], set()
+    for name in names:
+        module = modules[name]
+        kind = kind_of(module)
+        assert kind is not None
+        check_weight(name, module)
+        if id(module.weight) in seen:
+            continue
+        seen.add(id(module.weight))
+        sharing = tuple(
+            (other, modules[other], _kind_of_sharer(name, other, modules[other]))
+            for other in holders[id(module.weight)]
+            if other != name
+        )
+        layers.append(Layer(name, module, kind, Matrix(*kind.extents(module), block[name]), sharing))
+    return tuple(layers)
+
+
+def check_weight(name: str, module: nn.Module) -> None:
+    """That a layer's weight can be trained.
+
+    Raises:
+        ValueError: it is quantised, on the meta device, or a tensor subclass.
+    """
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        got = weight.dtype if isinstance(weight, torch.Tensor) else type(weight).__name__
+        raise ValueError(
+            f"layer '{name}' cannot be sliced: its weight is {got} (quantised); expected float32, float64, bfloat16 "
+            "or float16: load the model unquantised, or exclude the layer"
+        )
+    if weight.is_meta:
+        raise ValueError(f"layer '{name}' cannot be sliced: its weight is on the meta device, without data; load it first")
+    if type(weight.data) is not torch.Tensor:
+        raise ValueError(f"layer '{name}' cannot be sliced: its weight is a {type(weight.data).__name__}, not a plain tensor")
+
+
+def _kind_of_sharer(name: str, other: str, module: nn.Module) -> Kind:
+    kind = kind_of(module)
+    if kind is not None:
+        return kind
+    if type(module) is nn.Embedding and module.max_norm is None and not module.sparse and not module.scale_grad_by_freq:
+        return EMBEDDING
+    raise ValueError(
+        f"layer '{name}' cannot be sliced: it shares its weight with '{other}' ({type(module).__name__}), whose gradient "
+        "could not be made; exclude the layer"
+    )
+
+
+def _holders(modules: dict[str, nn.Module]) -> dict[int, list[str]]:
+    """Which modules hold each parameter, by identity."""
+    holders: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name)
+    return holders
+
+
+def _first_of_shared(names: list[str], modules: dict[str, nn.Module], head: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Layers found by default, without those tied to the head or to anything that is no layer of the backbone."""
+    holders = _holders(modules)
+    kept, notes = [], []
+    for name in names:
+        tied = [o for o in holders.get(id(getattr(modules[name], "weight", None)), []) if o != name and o not in names]
+        if tied:
+            notes.append(f"{name} left alone: tied to {tied[0]}")
+        else:
+            kept.append(name)
+    return kept, notes
+
+
+def _unsliceable_notes(modules: dict[str, nn.Module]) -> list[str]:
+    """Linear layers that are none of ours; quantised ones are refused, since skipping them would skip the model."""
+    notes = []
+    for name, module in modules.items():
+        quantised = ".quantized" in type(module).__module__ or (
+            isinstance(module, nn.Linear) and not getattr(module.weight, "is_floating_point", lambda: False)()
+        )
+        if quantised and hasattr(module, "weight"):
+            check_weight(name, module)
+        if isinstance(module, nn.Linear) and kind_of(module) is None:
+            notes.append(f"{name} left alone: a {type(module).__name__} runs no forward of nn.Linear's")
+    return notes
+
+
+# The head.
+
+
+def _is_hugging_face(model: nn.Module) -> bool:
+    return hasattr(model, "base_model_prefix") and hasattr(model, "get_output_embeddings")
+
+
+def _head(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(modules that are the output head, those of them that are a task's own head and trained whole by default).
+
+    Hugging Face: everything outside the base model is head; what holds the output embeddings was pretrained, the rest
+    (``classifier``, ``score``, ``qa_outputs``) belongs to the task. Elsewhere: the last layer that could be sliced.
+    """
+    if not _is_hugging_face(model):
+        last = [n for n, m in modules.items() if kind_of(m)][-1:]
+        return tuple(last), ()
+    output = model.get_output_embeddings()  # type: ignore[operator]
+    base = getattr(model, str(model.base_model_prefix), model)
+    outside = []
+    if base is not model:
+        outside = [n for n, m in model.named_children() if m is not base and any(True for _ in m.parameters())]
+    pretrained = [n for n in outside if output is not None and any(m is output for m in modules[n].modules())]
+    if output is not None and not pretrained:
+        pretrained = [n for n, m in modules.items() if m is output]
+    return (*outside, *pretrained), tuple(n for n in outside if n not in pretrained)
+
+
+# Patterns.
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    if pattern.startswith("re:"):
+        return re.compile(pattern[3:])
+    parts = re.split(r"(\*\*|\*|\?)", pattern)
+    special = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
+    return re.compile(r"(?:.*\.)?" + "".join(special.get(p, re.escape(p)) for p in parts))
+
+
+def _match(pattern: str, modules: dict[str, nn.Module], setting: str) -> list[str]:
+    try:
+        expression = _expression(pattern)
+    except re.error as error:
+        raise ValueError(f"{setting}: {pattern!r} is no regular expression: {error}") from None
+    found = [n for n in modules if expression.fullmatch(n)]
+    if not found:
+        raise ValueError(f"{setting}: {pattern!r} matches no module of the model{_nearest(pattern, modules)}")
+    return found
+
+
+def _nearest(pattern: str, names: Iterable[str]) -> str:
+    """The closest names, with block numbers shown once."""
+    shapes = {re.sub(r"\.\d+(?=\.|$)", ".*", n): n for n in names}
+    bare = re.sub(r"\.\d+(?=\.|$)", ".*", pattern)
+    suffixes = {".".join(s.split(".")[i:]): s for s in shapes for i in range(s.count(".") + 1)}
+    close = list(dict.fromkeys(suffixes[c] for c in get_close_matches(bare, suffixes, n=5, cutoff=0.5)))
+    return f"; the nearest are {', '.join(repr(c) for c in close[:3])}" if close else f"; it has, e.g., {', '.join(list(shapes)[-3:])}"
+
+
+def _matches(patterns: Iterable[str], modules: dict[str, nn.Module], setting: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(n for p in patterns for n in _match(p, modules, setting)))
+
+
+def _sliceable_matches(patterns: Iterable[str], modules: dict[str, nn.Module]) -> list[str]:
+    """A pattern with wildcards takes the sliceable ones of what it matches; a plain name must be sliceable itself."""
+    chosen = set()
+    for pattern in patterns:
+        found = _match(pattern, modules, "targets")
+        good = [n for n in found if kind_of(modules[n])]
+        bad = next((n for n in found if not kind_of(modules[n])), None)
+        plain = not pattern.startswith("re:") and not set("*?") & set(pattern)
+        if bad is not None and (plain or not good):
+            if isinstance(modules[bad], nn.Linear) and hasattr(modules[bad], "weight"):
+                check_weight(bad, modules[bad])
+            raise ValueError(
+                f"targets: {pattern!r} matches '{bad}', a {type(modules[bad]).__name__}, which cannot be sliced; "
+                f"sliceable are {SLICEABLE}"
+            )
+        chosen.update(good)
+    return [n for n in modules if n in chosen]
+
+
+# Blocks.
+
+
+def _blocks(modules: dict[str, nn.Module]) -> tuple[dict[str, int], int]:
+    """The block of every module, and how many blocks there are.
+
+    A block is an entry of an outermost numbered container (``encoder.layer.3``); several containers follow each other
+    in the model's order (an encoder's, then a decoder's).
+    """
+    keys: dict[str, int] = {}
+    block: dict[str, int] = {}
+    for name in modules:
+        parts = name.split(".")
+        digit = next((i for i, p in enumerate(parts) if p.isdigit()), None)
+        if digit is not None:
+            keys.setdefault(".".join(parts[: digit + 1]), len(keys))
+        block[name] = max(len(keys) - 1, 0)
+        if digit is not None:
+            block[name] = keys[".".join(parts[: digit + 1])]
+    return block, max(len(keys), 1)
+
+
+def _wanted_blocks(layers: str | tuple[int, ...] | None, count: int) -> set[int]:
+    if layers is None:
+        return set(range(count))
+    if isinstance(layers, str):
+        side, _, number = layers.partition(":")
+        if int(number) > count:
+            raise ValueError(f"layers is {layers!r}; the model has {count} block(s)")
+        return set(range(count - int(number), count)) if side == "upper" else set(range(int(number)))
+    for i in layers:
+        if not -count <= i < count:
+            raise ValueError(f"layers: there is no block {i}; the model has {count} block(s), numbered from 0")
+    return {i % count for i in layers}
