@@ -76,7 +76,8 @@ class SliceSession:
         self._undo: UndoLog | None = None
         self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._hook: RemovableHandle | None = None
-        self._stale = False
+        self._stale = False  # an optimizer has stepped, the weights have not been written
+        self._trained = False  # an optimizer of ours was ever seen
 
     # Entering and leaving.
 
@@ -102,7 +103,7 @@ class SliceSession:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
         idle = [slot.layer.name for slot in self._slots if not slot.used]
-        if kind is None and self.num_steps and idle and self.config.layer_window is None:
+        if kind is None and self._trained and idle and self.config.layer_window is None:
             warnings.warn(f"{len(idle)} sliced layer(s) never received a gradient, e.g. '{idle[0]}'", stacklevel=2)
 
     def close(self) -> None:
@@ -305,7 +306,7 @@ class SliceSession:
         if not owned_by(optimizer, injection.parameters()):
             return
         self._optimizers.add(optimizer)
-        self._stale = True
+        self._stale = self._trained = True
         waiting = [slot for slot in self._slots if not slot.used and slot.slice is not None]
         for slot in waiting:
             slot.used = slot.copy.grad is not None

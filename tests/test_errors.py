@@ -1,0 +1,130 @@
+"""Bad input: a clear error before anything changes."""
+
+import pytest
+import torch
+from conftest import assert_same_bits, bert, bits, tokens, train
+from torch import nn
+
+from paring import SliceConfig, sliced
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"targets": ("encoder.layer.*.attention.self.qeury",)}, r"matches no module .*nearest are .*attention\.self\.query'"),
+        ({"targets": ("re:.*qeury",)}, r"targets: 're:\.\*qeury' matches no module of the model"),
+        ({"targets": ("re:(",)}, r"'re:\(' is no regular expression"),
+        ({"targets": ("bert.embeddings.LayerNorm",)}, r"matches 'bert\.embeddings\.LayerNorm', a LayerNorm, which cannot be sliced"),
+        ({"targets": ("bert.encoder",)}, "a BertEncoder, which cannot be sliced; sliceable are nn.Linear"),
+        ({"targets": ("word_embeddings",)}, "an? Embedding, which cannot be sliced"),
+        ({"exclude": ("nothing",)}, "exclude: 'nothing' matches no module"),
+        ({"exclude": ("**",)}, "no layer to slice is left in BertForSequenceClassification"),
+        ({"train_also": ("clasifier",)}, "train_also: 'clasifier' matches no module .*nearest are 'classifier'"),
+        ({"targets": ("classifier",), "train_also": ("classifier",)}, "'classifier' is in both targets and train_also"),
+        ({"rank": 25}, r"rank 25 is larger than a layer: layer 'bert\.encoder\.layer\.0\.attention\.self\.query' has 24 rows"),
+        ({"position": 21}, r"position 21 with rank 4 is beyond the extent: layer 'bert\.encoder.* has 24 rows"),
+        ({"layer_window": 4}, r"layer_window is 4; the sliced layers stand in 3 block"),
+        ({"layers": "upper:4"}, r"layers is 'upper:4'; the model has 3 block"),
+        ({"layers": (3,)}, r"there is no block 3; the model has 3 block"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_unchanged(settings: dict, message: str) -> None:
+    model = bert()
+    before, flags = bits(model), [p.requires_grad for p in model.parameters()]
+    with pytest.raises(ValueError, match=message):
+        sliced(model, SliceConfig(**({"rank": 4, "move_steps": 10} | settings)))
+    assert_same_bits(bits(model), before)
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_a_model_in_a_session_is_refused_whole_and_in_part() -> None:
+    model = bert()
+    config = SliceConfig(rank=4, move_steps=10)
+    with sliced(model, config, verbose=False) as session:
+        for part in (model, model.bert, nn.Sequential(model)):
+            with pytest.raises(RuntimeError, match="already in a session"):
+                sliced(part, config)
+        with pytest.raises(RuntimeError, match="entered once"):
+            session.__enter__()
+        assert session.open  # unharmed
+    with pytest.raises(RuntimeError, match="not open"):
+        session.step()
+    with pytest.raises(RuntimeError, match="never entered"):
+        sliced(model, config).delta()
+
+
+def test_wrapped_models_are_refused() -> None:
+    with pytest.raises(ValueError, match="wrapped in OptimizedModule; enter the session on the bare model first"):
+        sliced(torch.compile(bert()), SliceConfig(rank=4, move_steps=10))
+
+
+def test_quantised_and_meta_weights_are_refused() -> None:
+    model = bert()
+    query = model.bert.encoder.layer[0].attention.self.query
+    query.weight = nn.Parameter(torch.zeros(24, 24, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match=r"'bert\.encoder\.layer\.0\.attention\.self\.query' cannot be sliced.*int8 \(quantised\)"):
+        sliced(model, SliceConfig(rank=4, move_steps=10))
+    with torch.device("meta"):
+        empty = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="layer '0' cannot be sliced: its weight is on the meta device"):
+        sliced(empty, SliceConfig(rank=4, move_steps=10))
+
+
+def test_layers_whose_forward_is_never_run_are_refused_or_named(capsys: pytest.CaptureFixture) -> None:
+    model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"'0\.out_proj', a NonDynamicallyQuantizableLinear, which cannot be sliced"):
+        sliced(model, SliceConfig(rank=4, move_steps=10, targets=("0.out_proj",)))
+    with sliced(model, SliceConfig(rank=4, move_steps=10)) as session:
+        assert [layer.name for layer in session.selection.layers] == ["1"]
+    assert "0.out_proj left alone" in capsys.readouterr().err
+
+
+def test_a_forgotten_session_step_is_noticed() -> None:
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, move_steps=10), verbose=False) as session:
+        optimizer = torch.optim.AdamW(session.parameters())
+        model(**tokens()).loss.backward()
+        optimizer.step()
+        with pytest.raises(RuntimeError, match=r"session\.step\(\) was not called"):
+            model(**tokens())
+        with pytest.raises(RuntimeError, match=r"session\.step\(\) was not called"):
+            session.state_dict()
+        session.step()
+        model(**tokens())
+
+
+def test_other_optimizers_are_none_of_ours() -> None:
+    model, other = bert(), nn.Linear(2, 2)
+    with sliced(model, SliceConfig(rank=4, move_steps=10), verbose=False):
+        other(torch.ones(2)).sum().backward()
+        torch.optim.SGD(other.parameters(), lr=0.1).step()
+        model(**tokens())
+
+
+def test_no_gradient_at_all_is_an_error() -> None:
+    """As with a model compiled before the session, or reentrant checkpointing: the loss reaches the head alone."""
+    model = bert()
+    session = sliced(model, SliceConfig(rank=4, move_steps=10), verbose=False)
+    with pytest.raises(RuntimeError, match=r"no slice received a gradient.*use_reentrant=False"), session:
+        optimizer = torch.optim.AdamW(session.parameters())
+        with torch.no_grad():
+            features = model.bert(tokens()["input_ids"]).pooler_output
+        model.classifier(features).sum().backward()
+        optimizer.step()
+
+
+def test_a_layer_that_never_takes_part_is_named() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(8, 8), "idle": nn.Linear(8, 8), "head": nn.Linear(8, 2)})
+    session = sliced(model, SliceConfig(rank=4, modes=("row",), move_steps=2, train_also=("head",)), verbose=False)
+    with pytest.warns(UserWarning, match="1 sliced layer.* never received a gradient, e.g. 'idle'"), session:
+        train(session, lambda i: model["head"](model["used"](torch.ones(8))).sum(), 3)
+
+
+def test_failing_to_enter_leaves_the_model_as_it_was(tmp_path_factory: pytest.TempPathFactory) -> None:
+    model = bert()
+    flags = [p.requires_grad for p in model.parameters()]
+    with pytest.raises(FileNotFoundError):
+        sliced(model, SliceConfig(rank=4, move_steps=2), scratch="/no/such/folder").__enter__()
+    assert [p.requires_grad for p in model.parameters()] == flags
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False):
+        pass

@@ -1,0 +1,332 @@
+"""The session: what a step changes, what leaving restores, and that the arithmetic is the obvious one's."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same_bits, bert, bits, convnet, tokens, train
+from torch import Tensor, nn
+
+from paring import SliceConfig, sliced
+from paring.tune.schedules import plan
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "adamw foreach": lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=True),
+    "sgd momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.05, initial_accumulator_value=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
+}
+
+
+def loss_of(model: nn.Module):  # noqa: ANN201
+    return lambda i: model(**tokens(seed=i)).loss
+
+
+@pytest.mark.parametrize("modes", [("row",), ("column",), ("row", "column")])
+@pytest.mark.parametrize("optimizer", ["adamw fused", "sgd momentum", "adagrad"])
+def test_training_equals_masked_full_training(modes: tuple, optimizer: str) -> None:
+    """The slow obvious reference: full gradients, cut to the slices, an optimizer on the cut, fresh at every move."""
+    model = bert()
+    reference = copy.deepcopy(model)
+    config = SliceConfig(rank=5, modes=modes, move_steps=2, bias="row" in modes)
+    with sliced(model, config, verbose=False) as session:
+        train(session, loss_of(model), 7, OPTIMIZERS[optimizer](session.parameters()))
+        matrices, head = session.matrices, list(session.selection.whole)
+    assert head == ["classifier"]
+
+    make = OPTIMIZERS[optimizer]
+    modules = dict(reference.named_modules())
+    head_optimizer = make(list(reference.classifier.parameters()))
+    for i in range(7):
+        active = plan(config, matrices, i)
+        if i % 2 == 0:
+            cuts: dict[str, list[nn.Parameter]] = {}
+            for name, s in active.items():
+                w, b = modules[name].weight.detach(), modules[name].bias.detach()
+                part = w[s.start : s.stop] if s.axis == "row" else w[:, s.start : s.stop]
+                cuts[name] = [nn.Parameter(part.clone().contiguous())]
+                if config.bias and s.axis == "row":
+                    cuts[name].append(nn.Parameter(b[s.start : s.stop].clone()))
+            slice_optimizer = make([p for cut in cuts.values() for p in cut])
+        reference.zero_grad()
+        reference(**tokens(seed=i)).loss.backward()
+        for name, s in active.items():
+            gw = modules[name].weight.grad
+            cuts[name][0].grad = (gw[s.start : s.stop] if s.axis == "row" else gw[:, s.start : s.stop]).clone()
+            if len(cuts[name]) > 1:
+                cuts[name][1].grad = modules[name].bias.grad[s.start : s.stop].clone()
+        slice_optimizer.step()
+        head_optimizer.step()
+        with torch.no_grad():
+            for name, s in active.items():
+                w = modules[name].weight
+                (w[s.start : s.stop] if s.axis == "row" else w[:, s.start : s.stop]).copy_(cuts[name][0])
+                if len(cuts[name]) > 1:
+                    modules[name].bias[s.start : s.stop] = cuts[name][1].detach()
+    ours, theirs = bits(model), bits(reference)
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("mode", ["row", "column"])
+def test_only_active_slices_and_the_head_change(name: str, mode: str) -> None:
+    model = bert()
+    before = bits(model)
+    config = SliceConfig(rank=4, modes=(mode,), move_steps=None, position=3)
+    with sliced(model, config, verbose=False) as session:
+        train(session, loss_of(model), 3, OPTIMIZERS[name](session.parameters()))
+    after = bits(model)
+    layers = {layer.name for layer in session.selection.layers}
+    for key, old in before.items():
+        changed = old != after[key]
+        owner, _, kind = key.rpartition(".")
+        if owner.startswith("classifier"):
+            assert changed.any()
+        elif owner in layers and kind == "weight":
+            outside = changed.clone()
+            (outside[3:7] if mode == "row" else outside[:, 3:7]).fill_(False)
+            assert not outside.any(), key
+            # Keys have no bearing on attention through their bias alone, but their weights do: every slice moves.
+            assert changed.any(), key
+        else:
+            assert not changed.any(), key
+
+
+@pytest.mark.parametrize("build", [bert, convnet])
+def test_leaving_gives_a_plain_model_and_revert_the_old_bits(build) -> None:  # noqa: ANN001
+    model = build()
+    if build is convnet:
+        model(torch.randn(2, 4, 9, 9))  # settles the lazy layer
+    frozen = next(model.parameters())
+    frozen.requires_grad_(False)
+    before, flags = bits(model), [(n, p.requires_grad) for n, p in model.named_parameters()]
+    classes = [type(m) for m in model.modules()]
+
+    def run(i: int) -> Tensor:
+        if build is bert:
+            return loss_of(model)(i)
+        torch.manual_seed(i)
+        return model(torch.randn(4, 4, 9, 9)).square().sum()
+
+    config = SliceConfig(rank=3, move_steps=2, bias=True, order="random", train_also=None if build is bert else ("9", "3"))
+    model.train()
+    with sliced(model, config, verbose=False) as session:
+        assert list(model.state_dict()) == list(before)
+        train(session, run, 9)
+    assert not model._forward_hooks and not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert [type(m) for m in model.modules()] == classes
+    assert [(n, p.requires_grad) for n, p in model.named_parameters()] == flags
+    assert not any("slice_" in n for n, _ in (*model.named_parameters(), *model.named_buffers()))
+    after = bits(model)
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+
+    delta = session.delta()
+    delta.remove(model)
+    assert_same_bits(bits(model), before)
+    delta.apply(model)
+    assert_same_bits(bits(model), after)
+    session.revert()
+    assert_same_bits(bits(model), before)
+
+
+@pytest.mark.parametrize("where", ["forward", "step"])
+def test_an_exception_leaves_a_plain_model_that_can_be_reverted(where: str) -> None:
+    model = bert()
+    before, flags = bits(model), [p.requires_grad for p in model.parameters()]
+    session = sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False)
+    with pytest.raises(ZeroDivisionError), session:
+        optimizer = train(session, loss_of(model), 3)
+        if where == "step":
+            loss_of(model)(4).backward()
+            optimizer.step()
+        raise ZeroDivisionError
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert list(model.state_dict()) == list(before)
+    session.revert()
+    assert_same_bits(bits(model), before)
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False):
+        pass  # and the next session can be opened
+
+
+def test_revert_inside_starts_over() -> None:
+    model = bert()
+    before = bits(model)
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False) as session:
+        optimizer = train(session, loss_of(model), 5)
+        first = bits(model)
+        session.revert()
+        assert_same_bits(bits(model), before)
+        assert session.num_steps == 0
+        train(session, loss_of(model), 5, optimizer)
+        assert_same_bits(bits(model), first)  # the optimizer's state was fresh too
+
+
+def test_delta_is_disjoint_blocks_that_sum_to_the_difference() -> None:
+    model = bert()
+    before = bits(model)
+    with sliced(model, SliceConfig(rank=5, move_steps=1, bias=True), verbose=False) as session:
+        train(session, loss_of(model), 6)
+        delta = session.delta()
+    after = bits(model)
+    for name, old in before.items():
+        total = torch.zeros(old.shape[0], old[0].numel())
+        count = torch.zeros_like(total)
+        for block in delta.blocks.get(name, ()):
+            r = block.rect
+            total[r.row : r.row_stop, r.column : r.column_stop] += block.difference
+            count[r.row : r.row_stop, r.column : r.column_stop] += 1
+        assert count.max() <= 1, name
+        assert torch.equal(total.view(old.shape), after[name] - old), name
+    assert delta.nbytes == sum(b.after.numel() * 4 for _, b in delta)
+    assert delta.fresh == {"classifier.weight", "classifier.bias"}
+
+
+def test_delta_is_refused_on_another_base() -> None:
+    model, other = bert(), bert()
+    with torch.no_grad():
+        other.bert.encoder.layer[1].output.dense.weight[0, 0] += 1
+    with sliced(model, SliceConfig(rank=5, modes=("row",), move_steps=None), verbose=False) as session:
+        train(session, loss_of(model), 2)
+    untouched = bits(other)
+    with pytest.raises(ValueError, match=r"values of 'bert\.encoder\.layer\.1\.output\.dense\.weight' differ from the base's"):
+        session.delta().apply(other)
+    assert_same_bits(bits(other), untouched)
+    with pytest.raises(ValueError, match="it has no tensor"):
+        session.delta().apply(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="the delta holds Rect"):
+        session.delta().apply(bert(hidden_size=16, intermediate_size=16, num_attention_heads=2))
+
+
+def test_gradient_accumulation_equals_one_batch() -> None:
+    one, two = bert(), bert()
+    batch = tokens(batch=8)
+    config = SliceConfig(rank=4, move_steps=2)
+    with sliced(one, config, verbose=False) as session:
+        train(session, lambda i: one(**batch).loss, 5)
+    with sliced(two, config, verbose=False) as session:
+        optimizer = torch.optim.AdamW(session.parameters(), lr=1e-2)
+        for _ in range(5):
+            for half in (slice(0, 4), slice(4, 8)):
+                (two(**{k: v[half] for k, v in batch.items()}).loss / 2).backward()
+            optimizer.step()
+            session.step()
+            optimizer.zero_grad()
+    for name, value in bits(one).items():
+        torch.testing.assert_close(value, bits(two)[name], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    plain, checkpointed = bert(), bert()
+    checkpointed.activation_checkpointing_enable({"use_reentrant": False})
+    config = SliceConfig(rank=4, move_steps=2)
+    for model in (plain, checkpointed):
+        model.train()
+        with sliced(model, config, verbose=False) as session:
+            train(session, loss_of(model), 5)
+    for name, value in bits(plain).items():
+        torch.testing.assert_close(value, bits(checkpointed)[name], rtol=1e-5, atol=1e-6)
+
+
+def test_window_limits_memory_state_and_backward() -> None:
+    model = bert()
+    config = SliceConfig(rank=4, modes=("column",), move_steps=2, layer_window=1)
+    reached: list[str] = []
+    for i, block in enumerate(model.bert.encoder.layer):
+        block.register_forward_hook(lambda m, a, out, i=i: reached.append(str(i)) if _first(out).requires_grad else None)
+    with sliced(model, config, verbose=False) as session:
+        assert all(".layer.2." in n or "pooler" in n for n in session.active)
+        optimizer = train(session, loss_of(model), 2)
+        assert set(reached) == {"2"}  # backward stopped above the lower blocks
+        held = {id(p) for p in optimizer.state}
+        assert all(".layer.1." in n for n in session.active)
+        active = {id(s.copy) for s in session._slots if s.slice is not None}
+        assert not held & active  # fresh
+        assert len(held) == 2  # the head's alone: what left the window left nothing behind
+        train(session, loss_of(model), 2, optimizer)
+        assert set(reached) == {"1", "2"}
+
+
+def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return out if isinstance(out, Tensor) else out[0]
+
+
+def test_layers_restrict_for_good() -> None:
+    for layers, expected in (("upper:1", {2}), ("lower:2", {0, 1}), ((0, -1), {0, 2})):
+        config = SliceConfig(rank=4, move_steps=2, layers=layers)
+        session = sliced(bert(), config, verbose=False)
+        assert {m.block for m in session.matrices.values()} == expected
+
+
+def test_eval_mode_and_no_grad_run_the_plain_layer() -> None:
+    model = bert().eval()
+    with torch.no_grad():
+        expected = model(**tokens()).logits
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False) as session:
+        with torch.no_grad():
+            assert torch.equal(model(**tokens()).logits, expected)
+        train(session, loss_of(model), 2)  # eval mode trains too
+        with torch.inference_mode():
+            assert not torch.equal(model(**tokens()).logits, expected)
+
+
+def test_weights_loaded_in_a_session_reach_the_working_copies() -> None:
+    model, other = bert(), bert()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.5)
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False) as session:
+        result = model.load_state_dict(other.state_dict())
+        assert not result.missing_keys
+        assert not result.unexpected_keys
+        session.step()
+        assert_same_bits(bits(model), bits(other))
+
+
+def test_saving_while_tuning_writes_the_models_own_keys(tmp_path: Path) -> None:
+    from transformers import BertForSequenceClassification
+
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False) as session:
+        train(session, loss_of(model), 3)
+        model.save_pretrained(tmp_path)
+        again, info = BertForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"]
+        assert not info["unexpected_keys"]
+        assert_same_bits(bits(again), bits(model))
+
+
+def test_originals_are_kept_on_disk_once() -> None:
+    """A full alternating sweep, twice over: the log ends at one copy of each matrix, no more."""
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, move_steps=1), verbose=False) as session:
+        train(session, loss_of(model), 40)
+        log = session._log()
+        for layer in session.selection.layers:
+            area = sum(r.shape[0] * r.shape[1] for r in log.rects(f"{layer.name}.weight"))
+            assert area == layer.matrix.out * layer.matrix.inp
+
+
+def test_resident_memory_is_the_slices() -> None:
+    model = bert()
+    frozen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with sliced(model, SliceConfig(rank=4, modes=("column",), move_steps=1), verbose=False) as session:
+        optimizer = train(session, loss_of(model), 10)
+        trained = sum(p.numel() for p in session.parameters())
+        assert trained == session.num_trainable
+        ours = [*session.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
+        extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in ours}
+        held = sum(n for at, n in extra.items() if at not in frozen)
+        assert held <= 4 * trained * 4 + 4 * len(optimizer.state)  # AdamW's step counters
+
+
+def test_summary_names_what_is_trained(capsys: pytest.CaptureFixture) -> None:
+    with sliced(bert(), SliceConfig(rank=4, modes=("row",), move_steps=2)):
+        pass
+    printed = capsys.readouterr().err
+    assert "19 layers sliced (row, rank 4)" in printed
+    assert "trained whole: classifier (found: task head)" in printed
