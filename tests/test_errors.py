@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import assert_same_bits, bert, bits, tokens, train
 from torch import nn
 
+from conftest import assert_same_bits, bert, bits, tokens, train
 from paring import SliceConfig, sliced
 
 
@@ -14,7 +14,10 @@ from paring import SliceConfig, sliced
         ({"targets": ("encoder.layer.*.attention.self.qeury",)}, r"matches no module .*nearest are .*attention\.self\.query'"),
         ({"targets": ("re:.*qeury",)}, r"targets: 're:\.\*qeury' matches no module of the model"),
         ({"targets": ("re:(",)}, r"'re:\(' is no regular expression"),
-        ({"targets": ("bert.embeddings.LayerNorm",)}, r"matches 'bert\.embeddings\.LayerNorm', a LayerNorm, which cannot be sliced"),
+        (
+            {"targets": ("bert.embeddings.LayerNorm",)},
+            r"matches 'bert\.embeddings\.LayerNorm', a LayerNorm, which cannot be sliced",
+        ),
         ({"targets": ("bert.encoder",)}, "a BertEncoder, which cannot be sliced; sliceable are nn.Linear"),
         ({"targets": ("word_embeddings",)}, "an? Embedding, which cannot be sliced"),
         ({"exclude": ("nothing",)}, "exclude: 'nothing' matches no module"),
@@ -62,7 +65,9 @@ def test_quantised_and_meta_weights_are_refused() -> None:
     model = bert()
     query = model.bert.encoder.layer[0].attention.self.query
     query.weight = nn.Parameter(torch.zeros(24, 24, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match=r"'bert\.encoder\.layer\.0\.attention\.self\.query' cannot be sliced.*int8 \(quantised\)"):
+    with pytest.raises(
+        ValueError, match=r"'bert\.encoder\.layer\.0\.attention\.self\.query' cannot be sliced.*int8 \(quantised\)"
+    ):
         sliced(model, SliceConfig(rank=4, move_steps=10))
     with torch.device("meta"):
         empty = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))

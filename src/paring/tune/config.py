@@ -106,5 +106,9 @@ def _as_tuple(config: SliceConfig, name: str, kind: type) -> None:
     if value is None and name not in ("modes", "exclude"):
         return
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(v, kind) for v in value):
-        _refuse(name, value, f"a tuple of {kind.__name__}, such as ({value!r},)" if isinstance(value, kind) else f"a tuple of {kind.__name__}")
+        _refuse(
+            name,
+            value,
+            f"a tuple of {kind.__name__}, such as ({value!r},)" if isinstance(value, kind) else f"a tuple of {kind.__name__}",
+        )
     object.__setattr__(config, name, tuple(value))

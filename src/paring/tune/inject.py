@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from paring.tune.kinds import AnyLayer
 from paring.tune.ops import attach, attach_traced
 from paring.tune.slot import BIAS, COPY, INDEX, Member, Slot, traceable, wide_dtype
 from paring.tune.targets import Selection
@@ -136,8 +137,10 @@ class Injection:
 
     def load(self) -> None:
         """Weights into the working copies."""
-        for part in (*self.slots, *self.wholes):
-            part.load()
+        for slot in self.slots:
+            slot.load()
+        for whole in self.wholes:
+            whole.load()
 
     def _add(self, module: nn.Module, name: str, parameter: nn.Parameter, reload: Callable[[], None]) -> None:
         module.register_parameter(name, parameter)
@@ -156,7 +159,7 @@ class Injection:
     def _hook(self, slot: Slot, member: Member) -> Callable[..., Tensor | None]:
         kept_by, traced = member.kind.keep, traceable(member.kind)
 
-        def tie(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
+        def tie(module: AnyLayer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
             if slot.slice is None:
                 return None
             x = args[0] if args else next(iter(kwargs.values()))
@@ -164,7 +167,7 @@ class Injection:
                 return attach_traced(x, y, slot.copy, member.bias_copy, module.slice_index, slot.slice.axis)
             return eager(module, x, y)
 
-        def eager(module: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+        def eager(module: AnyLayer, x: Tensor, y: Tensor) -> Tensor | None:
             self._guard()
             if not torch.is_grad_enabled():
                 return None

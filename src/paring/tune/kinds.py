@@ -12,15 +12,19 @@ out of that and the output's gradient (a ``Product``). Thin side left, see ops.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+import torch.nn.grad
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from paring.delta.blocks import Rect
 from paring.tune.ops import Product, thin_product
 from paring.tune.slices import Slice
+
+AnyLayer = Any  # an nn.Module whose attributes (weight, groups, stride ...) follow from its kind
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,12 @@ class Kind:
     """
 
     name: str
-    extents: Callable[[nn.Module], tuple[int, int]]
+    extents: Callable[[AnyLayer], tuple[int, int]]
     transposed: bool
-    keep: Callable[[nn.Module, Tensor, Tensor, Slice], Tensor]
-    product: Callable[[nn.Module, Slice, bool], Product]
+    keep: Callable[[AnyLayer, Tensor, Tensor, Slice], Tensor]
+    product: Callable[[AnyLayer, Slice, bool], Product]
 
-    def rect(self, module: nn.Module, slice_: Slice) -> Rect:
+    def rect(self, module: AnyLayer, slice_: Slice) -> Rect:
         """Where the slice lies in the stored weight (read as ``[shape[0], prod(shape[1:])]``)."""
         out, inp = self.extents(module)
         rows, columns = ((slice_.start, slice_.stop), (0, inp))
@@ -86,7 +90,7 @@ class _LinearProduct:
         return thin_product(dy_Tr, kept_T), dy_Tr.sum(0) if self.bias else None
 
 
-def _linear_keep(module: nn.Module, x: Tensor, y: Tensor, slice_: Slice) -> Tensor:
+def _linear_keep(module: AnyLayer, x: Tensor, y: Tensor, slice_: Slice) -> Tensor:
     x = x.detach()
     if slice_.axis == "column":
         x = x[..., slice_.start : slice_.stop].contiguous()
@@ -100,7 +104,7 @@ def _linear_keep(module: nn.Module, x: Tensor, y: Tensor, slice_: Slice) -> Tens
 class _ConvProduct:
     slice: Slice
     bias: bool
-    module: nn.Module
+    module: AnyLayer
 
     def __call__(self, kept: Tensor, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         dy = _batched(self.module, dy)
@@ -113,13 +117,13 @@ class _ConvProduct:
         return d_slice, rows.sum((0, *range(2, dy.ndim))) if self.bias else None
 
 
-def _conv_keep(module: nn.Module, x: Tensor, y: Tensor, slice_: Slice) -> Tensor:
+def _conv_keep(module: AnyLayer, x: Tensor, y: Tensor, slice_: Slice) -> Tensor:
     x = _batched(module, x.detach())
     kept = x if slice_.axis == "row" else _conv_columns(module, x, _batched(module, y), slice_)
     return kept.to(y.dtype)
 
 
-def _conv_columns(module: nn.Module, x: Tensor, y: Tensor, slice_: Slice) -> Tensor:
+def _conv_columns(module: AnyLayer, x: Tensor, y: Tensor, slice_: Slice) -> Tensor:
     """The slice's columns of the unfolded input, ``[N, groups, r, L]``, without unfolding the rest.
 
     Column j of the matrix is one input channel of every group and one place in the kernel; over all output places it
@@ -140,7 +144,7 @@ def _conv_columns(module: nn.Module, x: Tensor, y: Tensor, slice_: Slice) -> Ten
     return torch.stack(out, dim=2)
 
 
-def _conv_rows(module: nn.Module, x: Tensor, dy: Tensor, slice_: Slice) -> Tensor:
+def _conv_rows(module: AnyLayer, x: Tensor, dy: Tensor, slice_: Slice) -> Tensor:
     """The weight gradient of the slice's output channels, ``[r, in/groups · k]``."""
     groups, out = module.groups, module.weight.shape[0]
     start, stop, used = slice_.start, slice_.stop, 1
@@ -156,14 +160,14 @@ def _conv_rows(module: nn.Module, x: Tensor, dy: Tensor, slice_: Slice) -> Tenso
     return whole_rows.flatten(1)[slice_.start - start : slice_.stop - start]
 
 
-def _pad(module: nn.Module, x: Tensor) -> Tensor:
+def _pad(module: AnyLayer, x: Tensor) -> Tensor:
     sides = module._reversed_padding_repeated_twice
     if not any(sides):
         return x
     return F.pad(x, sides, "constant" if module.padding_mode == "zeros" else module.padding_mode)
 
 
-def _batched(module: nn.Module, x: Tensor) -> Tensor:
+def _batched(module: AnyLayer, x: Tensor) -> Tensor:
     """With the batch dimension that a convolution's input may leave out."""
     return x.unsqueeze(0) if x.ndim == module.weight.ndim - 1 else x
 
@@ -182,7 +186,9 @@ class _EmbeddingProduct:
         wanted = torch.ones_like(ids, dtype=torch.bool) if self.padding is None else ids != self.padding
         if self.slice.axis == "row":
             wanted &= (ids >= self.slice.start) & (ids < self.slice.stop)
-            return dy.new_zeros(self.slice.width, dy.shape[-1]).index_add_(0, ids[wanted] - self.slice.start, dy_TO[wanted]), None
+            return dy.new_zeros(self.slice.width, dy.shape[-1]).index_add_(
+                0, ids[wanted] - self.slice.start, dy_TO[wanted]
+            ), None
         dy_rT = dy_TO[wanted, self.slice.start : self.slice.stop].t()
         return dy.new_zeros(self.slice.width, self.vocabulary).index_add_(1, ids[wanted], dy_rT), None
 

@@ -38,7 +38,9 @@ def unpack(state: Mapping[str, Any], log: UndoLog, tensors: Mapping[str, Tensor]
             changed then.
     """
     for name, part in state["touched"].items():
-        _check(name, part, tensors)
+        _check_shape(name, part, tensors)
+    for name, part in state["touched"].items():
+        _check_base(name, part, tensors[name])
     log.clear()
     for name, part in state["touched"].items():
         tensor, rects = tensors[name], _rects(part)
@@ -51,7 +53,7 @@ def _rects(part: Mapping[str, Tensor]) -> list[Rect]:
     return [Rect(*row) for row in part["rects"].tolist()]
 
 
-def _check(name: str, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def _check_shape(name: str, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     if name not in tensors:
         raise ValueError(f"session state does not fit the model: it has no tensor '{name}'")
     tensor = tensors[name]
@@ -62,6 +64,9 @@ def _check(name: str, part: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
             f"session state does not fit the model: '{name}' was {list(extents)} {part['values'].dtype}, "
             f"here it is {list(ours)} {tensor.dtype}"
         )
+
+
+def _check_base(name: str, part: Mapping[str, Any], tensor: Tensor) -> None:
     if part["base"] and part["base"] != digest(read(tensor, rect) for rect in _rects(part)):
         raise ValueError(
             f"session state was taken on another base model: '{name}' holds other values; load the pretrained model that "

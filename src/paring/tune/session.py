@@ -159,7 +159,9 @@ class SliceSession:
             f"{self.num_trainable:,} of {total:,} entries trained at a time"
         )
         if self.selection.whole:
-            text += f"; trained whole: {', '.join(self.selection.whole)}" + (" (found: task head)" if self.selection.found else "")
+            text += f"; trained whole: {', '.join(self.selection.whole)}" + (
+                " (found: task head)" if self.selection.found else ""
+            )
         return "; ".join((text, *self.selection.notes))
 
     # What was learnt, and the way back.
@@ -221,7 +223,9 @@ class SliceSession:
             raise ValueError(f"session state was taken with another configuration: {what}")
         self._opened()
         if self.num_steps or self._stale:
-            raise ValueError(f"session state goes into a fresh session; this one has taken {self.num_steps} steps: revert() first")
+            raise ValueError(
+                f"session state goes into a fresh session; this one has taken {self.num_steps} steps: revert() first"
+            )
         unpack(state, self._log(), self._tensors())
         self.num_steps = state["num_steps"]
         self._restart()
@@ -292,7 +296,7 @@ class SliceSession:
 
     def _masters(self) -> dict[str, nn.Parameter]:
         """Working copies that hold more than their weights do (half precision), by name."""
-        out = {}
+        out: dict[str, nn.Parameter] = {}
         for slot in self._slots:
             if slot.slice is not None and slot.copy.dtype != slot.weight.dtype:
                 copies = (slot.copy, *slot.bias_copies)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from paring.delta.blocks import Rect, read, view, write
 from paring.tune.config import SliceConfig
-from paring.tune.kinds import EMBEDDING, LINEAR, Kind
+from paring.tune.kinds import EMBEDDING, LINEAR, AnyLayer, Kind
 from paring.tune.ops import Product
 from paring.tune.slices import Slice
 from paring.tune.targets import Layer
@@ -26,7 +26,7 @@ class Member:
     """A module that runs on a sliced weight; tied weights have several."""
 
     name: str
-    module: nn.Module
+    module: AnyLayer
     kind: Kind
     product: Product | None = None
 
@@ -90,7 +90,7 @@ class Slot:
 
     def touched(self, slice_: Slice) -> list[tuple[str, Tensor, Rect]]:
         """The tensors that training ``slice_`` changes, and where."""
-        out = [(self.weight_name, self.weight, self.layer.kind.rect(self.layer.module, slice_))]
+        out: list[tuple[str, Tensor, Rect]] = [(self.weight_name, self.weight, self.layer.kind.rect(self.layer.module, slice_))]
         if slice_.axis == "row":
             out += [(f"{m.name}.bias", m.module.bias, Rect(slice_.start, slice_.stop, 0, 1)) for m in self.biased]
         return out

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from paring.tune.config import SliceConfig
-from paring.tune.kinds import EMBEDDING, SLICEABLE, Kind, kind_of
+from paring.tune.kinds import EMBEDDING, SLICEABLE, AnyLayer, Kind, kind_of
 from paring.tune.slices import Matrix
 
 
@@ -21,7 +21,7 @@ class Layer:
     """A sliced layer; ``sharing`` are the other modules that hold the same weight (tied weights)."""
 
     name: str
-    module: nn.Module
+    module: AnyLayer
     kind: Kind
     matrix: Matrix
     sharing: tuple[tuple[str, nn.Module, Kind], ...] = ()
@@ -99,7 +99,7 @@ def _layers(names: list[str], modules: dict[str, nn.Module], block: dict[str, in
     return tuple(layers)
 
 
-def check_weight(name: str, module: nn.Module) -> None:
+def check_weight(name: str, module: AnyLayer) -> None:
     """That a layer's weight can be trained.
 
     Raises:
@@ -118,7 +118,7 @@ def check_weight(name: str, module: nn.Module) -> None:
         raise ValueError(f"layer '{name}' cannot be sliced: its weight is a {type(weight.data).__name__}, not a plain tensor")
 
 
-def _kind_of_sharer(name: str, other: str, module: nn.Module) -> Kind:
+def _kind_of_sharer(name: str, other: str, module: AnyLayer) -> Kind:
     kind = kind_of(module)
     if kind is not None:
         return kind
@@ -225,7 +225,11 @@ def _nearest(pattern: str, names: Iterable[str]) -> str:
     bare = re.sub(r"\.\d+(?=\.|$)", ".*", pattern)
     suffixes = {".".join(s.split(".")[i:]): s for s in shapes for i in range(s.count(".") + 1)}
     close = list(dict.fromkeys(suffixes[c] for c in get_close_matches(bare, suffixes, n=5, cutoff=0.5)))
-    return f"; the nearest are {', '.join(repr(c) for c in close[:3])}" if close else f"; it has, e.g., {', '.join(list(shapes)[-3:])}"
+    return (
+        f"; the nearest are {', '.join(repr(c) for c in close[:3])}"
+        if close
+        else f"; it has, e.g., {', '.join(list(shapes)[-3:])}"
+    )
 
 
 def _matches(patterns: Iterable[str], modules: dict[str, nn.Module], setting: str) -> tuple[str, ...]:
