@@ -11,9 +11,8 @@ Batch = dict[str, Tensor]
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> Iterator[None]:
+def _seed() -> None:
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture(autouse=True, scope="session")

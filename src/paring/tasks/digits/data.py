@@ -49,9 +49,7 @@ def load_splits() -> dict[Split, Examples]:
     labels = torch.tensor(digits.target, dtype=torch.int64)
     assert len(labels) == sum(SPLIT_SIZES.values())
     parts = stratified_order(labels, seed=_SPLIT_SEED).split(list(SPLIT_SIZES.values()))
-    return {
-        name: Examples(images[rows], labels[rows], rows) for name, rows in zip(get_args(Split), parts, strict=True)
-    }
+    return {name: Examples(images[rows], labels[rows], rows) for name, rows in zip(get_args(Split), parts, strict=True)}
 
 
 def stratified_order(labels: Tensor, *, seed: int) -> Tensor:

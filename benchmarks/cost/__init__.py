@@ -1,0 +1,1 @@
+"""What tuning costs, in time and bytes: the pieces of benchmarks/tune_cost.py."""

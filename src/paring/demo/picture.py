@@ -1,0 +1,80 @@
+"""The demo's picture: for each task, what it shows the model, and how fast each way of tuning learns it."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paring.tasks.digits import Shift, load_splits
+from paring.tasks.extras import require
+
+# By method: colour-blind safe (Okabe and Ito), and told apart by line style too.
+_STYLES = {
+    "head": {"color": "#7f7f7f", "linestyle": ":"},
+    "static": {"color": "#E69F00", "linestyle": "--"},
+    "moving": {"color": "#0072B2", "linestyle": "-"},
+    "full": {"color": "#222222", "linestyle": "-."},
+}
+_NUM_SAMPLES = 5  # digits shown: the first of the classes 0, 2, 4, 6, 8 in the train split
+
+
+def picture(record: Mapping[str, Any], shifts: Sequence[Shift]) -> bytes:
+    """A PNG with one column a task: upright digits over what the task makes of them, and validation curves below.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    figure_module = require("matplotlib.figure", "the demo's picture")
+    count = len(shifts)
+    # A figure of its own, not pyplot's: no global state, no window, no backend chosen for the caller.
+    figure = figure_module.Figure(figsize=(max(3.0 * count, 7.0), 4.9), dpi=130, layout="constrained")
+    axes = figure.subplots(2, count, squeeze=False, height_ratios=(1, 2.1))
+    labels = {method["name"]: method["label"] for method in record["methods"]}
+    floor = _floor(record)
+    for column, shift in enumerate(shifts):
+        top, bottom = axes[0, column], axes[1, column]
+        _samples(top, shift)
+        for result in record["results"]:
+            if result["task"] == shift.name:
+                name, (steps, accuracies) = result["method"], zip(*result["curve"], strict=True)
+                label = None if column else labels[name]  # one legend for all columns
+                bottom.plot(steps, accuracies, label=label, linewidth=1.8, **_STYLES[name])
+        bottom.set(ylim=(floor, 1.0), xlim=(0, record["settings"]["steps"]), xlabel="optimizer steps")
+        bottom.grid(alpha=0.25)
+        bottom.spines[["top", "right"]].set_visible(False)
+        if column:
+            bottom.tick_params(labelleft=False)
+    axes[1, 0].set_ylabel("validation accuracy")
+    figure.legend(loc="outside lower center", ncols=len(labels), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _samples(axis: Any, shift: Shift) -> None:
+    """Upright digits in the upper row, the same as the task shows them in the lower, their labels beneath."""
+    train = load_splits()["train"]
+    first = torch.stack([(train.labels == digit).nonzero()[0, 0] for digit in range(0, 10, 10 // _NUM_SAMPLES)])
+    images, labels = train.images[first], train.labels[first]
+    sheet = torch.cat([_row(images), _row(shift.images(images))], dim=0)
+    axis.imshow(sheet, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    axis.set_title(shift.name, fontweight="bold", fontsize=11)
+    ticks = [9 * i + 3.5 for i in range(len(first))]
+    axis.set_xticks(ticks, [str(int(label)) for label in shift.labels(labels)])
+    axis.set_yticks([])
+    axis.tick_params(length=0, labelsize=8)
+    axis.spines[:].set_visible(False)
+
+
+def _row(images: Tensor) -> Tensor:
+    """Images ``[n, 1, 8, 8]`` side by side with a gap, ``[9, 9n - 1]``; the gap is not drawn (NaN)."""
+    padded = torch.nn.functional.pad(images[:, 0], (0, 1, 0, 1), value=float("nan"))
+    return padded.transpose(0, 1).reshape(9, -1)[:, :-1]
+
+
+def _floor(record: Mapping[str, Any]) -> float:
+    """The lower end of the accuracy axes: the least accuracy drawn, rounded down to a tenth."""
+    least = min(accuracy for result in record["results"] for _, accuracy in result["curve"])
+    return int(least * 10) / 10
