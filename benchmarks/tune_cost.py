@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,7 +36,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.table:
         print(tables(args.out or RESULTS))
         return 0
-    quiet()
     settings = Settings(
         args.methods, args.rounds, args.warmup, args.repeats, args.device, args.precision, args.tiny, torch.get_num_threads()
     )
@@ -49,8 +49,10 @@ def main(argv: list[str] | None = None) -> int:
             wanted.append((WORKLOADS[name], path))
     if wanted:
         print(f"about {estimate_s([w for w, _ in wanted], settings) / 60:.0f} minutes", flush=True)
+        load_quietly()
     for workload, path in wanted:
-        run(workload, settings, path)
+        with measure.few_objects():
+            run(workload, settings, path)
     print("\n" + tables(folder))
     return 0
 
@@ -106,7 +108,7 @@ def time_rounds(
 ) -> None:
     """One step of each method a round, until there are enough; the record is saved after each."""
     names = list(tunings)
-    while (done := len(rec["rounds"])) < settings.rounds:
+    while names and (done := len(rec["rounds"])) < settings.rounds:
         start_s = time.perf_counter()
         shift = done % len(names)
         order = names[shift:] + names[:shift]
@@ -144,8 +146,9 @@ def tables(folder: Path) -> str:
     return "\n\n".join(report.markdown(rec) for _, rec in records) or f"no results in {folder}"
 
 
-def quiet() -> None:
-    """Without what transformers says of random models, and warnings about what PEFT does inside."""
+def load_quietly() -> None:
+    """The libraries, without what transformers says of random models, and warnings about what PEFT does inside."""
+    import peft  # noqa: F401
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -172,7 +175,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _some_of(known: dict) -> type:
+def _some_of(known: dict) -> Callable[[str], tuple[str, ...]]:
     def names(text: str) -> tuple[str, ...]:
         chosen = tuple(text.split(","))
         unknown = [name for name in chosen if name not in known]

@@ -6,8 +6,8 @@ Bytes are exact counts of tensor storages, each once, however many views show it
 
 import gc
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +112,7 @@ class Sizes:
     Attributes:
         num_trainable: entries trained in this step.
         trained_bytes: of the parameters given to the optimizer.
-        saved_bytes: kept for backward by autograd, without the model's own parameters and buffers.
+        saved_bytes: kept for backward by autograd, without the model's own parameters and buffers and the batch.
         gradient_bytes, optimizer_bytes: after the step.
         resident_bytes: of all tensors that live between steps, gradients included, beyond the frozen model's.
         peak_step_bytes: on a GPU, the most allocated in a step beyond what was before it.
@@ -137,7 +137,7 @@ def sizes(tuning: Tuning, batch: dict[str, Tensor], clock: Clock, before: Storag
         before: all tensors' storages when the model was there and the method not yet (``alive()``).
     """
     num_trainable = tuning.num_trainable
-    saved = _Saved(tuning.model)
+    saved = _Saved(tuning.model, batch)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         loss = _forward(tuning, batch, clock)
     saved_bytes = total_bytes(saved.storages)
@@ -167,10 +167,13 @@ def sizes(tuning: Tuning, batch: dict[str, Tensor], clock: Clock, before: Storag
 
 
 class _Saved:
-    """Storages that autograd keeps; a parameter seen through a view (a transposed weight) is a parameter still."""
+    """Storages that autograd keeps alive; a parameter seen through a view (a transposed weight) is a parameter still.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._own = storages([*model.parameters(), *model.buffers()])
+    The batch's own tensors do not count: the caller holds them anyway (a slice of a patch embedding keeps the images).
+    """
+
+    def __init__(self, model: nn.Module, batch: dict[str, Tensor]) -> None:
+        self._own = storages([*model.parameters(), *model.buffers(), *batch.values()])
         self.storages: Storages = {}
 
     def pack(self, tensor: Tensor) -> Tensor:
@@ -186,9 +189,20 @@ def _peak(tuning: Tuning, batch: dict[str, Tensor], clock: Clock) -> int:
 
 
 def alive() -> Storages:
-    """The storages of every tensor in the process that Python knows."""
+    """The storages of every tensor made since ``few_objects`` began and known to Python."""
     gc.collect()
     return storages(o for o in gc.get_objects() if issubclass(type(o), Tensor))
+
+
+@contextmanager
+def few_objects() -> Iterator[None]:
+    """Leaves the several 100,000 objects of the loaded libraries out of collections and searches."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def storages(tensors: Iterable[Tensor]) -> Storages:

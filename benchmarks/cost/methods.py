@@ -7,7 +7,7 @@ ViT also the convolution that cuts the patches.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -91,14 +91,15 @@ def _full(model: nn.Module, family: Family, rounds: int) -> tuple[nn.Module, lis
 # paring.
 
 
-def _slices(axis: str, windowed: bool = False) -> Prepare:
+def _slices(axis: Literal["row", "column"], windowed: bool = False) -> Prepare:
     def prepare(model: nn.Module, family: Family, rounds: int) -> tuple[nn.Module, list[nn.Parameter], Any]:
         import paring
 
-        window = model.config.num_hidden_layers // NUM_WINDOWS if windowed else None
+        config: Any = model.config
+        window = config.num_hidden_layers // NUM_WINDOWS if windowed else None
         move_steps = window_move_steps(rounds) if windowed else MOVE_STEPS
-        config = paring.SliceConfig(rank=RANK, modes=(axis,), move_steps=move_steps, layer_window=window)
-        session = paring.sliced(model, config, verbose=False).__enter__()
+        slices = paring.SliceConfig(rank=RANK, modes=(axis,), move_steps=move_steps, layer_window=window)
+        session = paring.sliced(model, slices, verbose=False).__enter__()
         if session.selection.whole != family.head:
             raise AssertionError(f"trained whole: {session.selection.whole}; the other methods train {family.head}")
         return model, session.parameters(), session
@@ -119,7 +120,7 @@ def _peft(make: Callable[[nn.Module, Family], Any]) -> Prepare:
     return prepare
 
 
-def _linear_layers(model: nn.Module, family: Family) -> list[str]:
+def _linear_layers(model: Any, family: Family) -> list[str]:
     """Every linear layer but the head and the output embeddings: what PEFT calls all-linear."""
     output = model.get_output_embeddings()
     return [

@@ -56,7 +56,7 @@ def path_of(folder: Path, model: str, settings: Settings) -> Path:
 
 def new(model: str, title: str, settings: Settings) -> Record:
     """A record without measurements."""
-    record = {
+    record: Record = {
         "model": model,
         "title": title,
         "date": datetime.now(UTC).date().isoformat(),

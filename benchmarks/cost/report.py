@@ -47,32 +47,40 @@ def verdicts(record: Record) -> list[dict[str, Any]]:
     decimals: AdamW's step counters and the slices' positions are some 70 bytes a layer more.
     """
     summary, sizes = record["summary"], record["sizes"]
-    out = []
+    out: list[dict[str, Any]] = []
 
-    def judge(what: str, limit: float, value: Callable[[], float]) -> None:
+    def judge(what: str, limit: float, value: Callable[..., float], *names: str) -> None:
         try:
-            measured = value()
+            measured = value(*names)
         except KeyError as missing:
             out.append({"what": what, "limit": limit, "value": None, "met": None, "missing": missing.args[0]})
         else:
             out.append({"what": what, "limit": limit, "value": measured, "met": measured <= limit})
 
-    for m in ("column", "row"):
-        judge(f"{m}: step / floor", 1.05, lambda m=m: summary[m]["ratio_to_floor"]["median"])
-        judge(f"{m}: step / LoRA", 0.80, lambda m=m: summary[m]["ratio_to_lora"]["median"])
-    judge("column: saved bytes / floor", 1.02, lambda: _ratio(sizes, "saved_bytes", "column", "floor"))
-    judge("row: saved bytes / LoRA", 1.0, lambda: _ratio(sizes, "saved_bytes", "row", "lora"))
-    for m in SLICES:
-        judge(f"{m}: resident / trained bytes", 4.005, lambda m=m: sizes[m]["resident_bytes"] / sizes[m]["trained_bytes"])
-    for m in SLICES:
-        judge(f"{m}: move / step", 1.0, lambda m=m: spread(record["moves"][m]["move_s"])["median"] / summary[m]["step_s"]["median"])
+    def step_ratio(method: str, to: str) -> float:
+        return summary[method][f"ratio_to_{to}"]["median"]
+
+    def saved_ratio(method: str, to: str) -> float:
+        return sizes[method]["saved_bytes"] / sizes[to]["saved_bytes"]
+
+    def resident_ratio(method: str) -> float:
+        return sizes[method]["resident_bytes"] / sizes[method]["trained_bytes"]
+
+    def move_ratio(method: str) -> float:
+        return spread(record["moves"][method]["move_s"])["median"] / summary[method]["step_s"]["median"]
+
+    for method in ("column", "row"):
+        judge(f"{method}: step / floor", 1.05, step_ratio, method, "floor")
+        judge(f"{method}: step / LoRA", 0.80, step_ratio, method, "lora")
+    judge("column: saved bytes / floor", 1.02, saved_ratio, "column", "floor")
+    judge("row: saved bytes / LoRA", 1.0, saved_ratio, "row", "lora")
+    for method in SLICES:
+        judge(f"{method}: resident / trained bytes", 4.005, resident_ratio, method)
+    for method in SLICES:
+        judge(f"{method}: move / step", 1.0, move_ratio, method)
     if record["model"] == "bert-base":
         judge("entering and leaving, s", 0.2, lambda: sum(_enter_leave(record)))
     return out
-
-
-def _ratio(sizes: dict[str, dict[str, int]], what: str, a: str, b: str) -> float:
-    return sizes[a][what] / sizes[b][what]
 
 
 def _enter_leave(record: Record) -> tuple[float, float]:

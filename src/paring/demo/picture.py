@@ -59,7 +59,7 @@ def _samples(axis: Any, shift: Shift) -> None:
     first = torch.stack([(train.labels == digit).nonzero()[0, 0] for digit in range(0, 10, 10 // _NUM_SAMPLES)])
     images, labels = train.images[first], train.labels[first]
     sheet = torch.cat([_row(images), _row(shift.images(images))], dim=0)
-    axis.imshow(sheet, cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    axis.imshow(sheet.numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     axis.set_title(shift.name, fontweight="bold", fontsize=11)
     ticks = [9 * i + 3.5 for i in range(len(first))]
     axis.set_xticks(ticks, [str(int(label)) for label in shift.labels(labels)])

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from paring.tune.kinds import AnyLayer
 from paring.tune.ops import attach, attach_traced
-from paring.tune.slot import BIAS, COPY, INDEX, Member, Slot, traceable, wide_dtype
+from paring.tune.slot import BIAS, COPY, START, Member, Slot, traceable, wide_dtype
 from paring.tune.targets import Selection
 
 WHOLE = "slice_whole_"
@@ -92,8 +92,8 @@ class Injection:
                     self._add(member.module, BIAS, copy, slot.load)
                 for member in slot.members:
                     if traceable(member.kind):
-                        index = torch.zeros(slot.rank, dtype=torch.long, device=slot.weight.device)
-                        member.module.register_buffer(INDEX, index, persistent=False)
+                        start = torch.zeros((), dtype=torch.long, device=slot.weight.device)
+                        member.module.register_buffer(START, start, persistent=False)
                     self._handles.append(member.module.register_forward_hook(self._hook(slot, member), with_kwargs=True))
             for whole in self.wholes:
                 if whole.master is None:
@@ -115,8 +115,8 @@ class Injection:
         self._added.clear()
         for slot in self.slots:
             for member in slot.members:
-                member.module._buffers.pop(INDEX, None)
-                member.module._non_persistent_buffers_set.discard(INDEX)
+                member.module._buffers.pop(START, None)
+                member.module._non_persistent_buffers_set.discard(START)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
         for module in self._modules:
@@ -164,7 +164,7 @@ class Injection:
                 return None
             x = args[0] if args else next(iter(kwargs.values()))
             if torch.compiler.is_compiling() and traced:
-                return attach_traced(x, y, slot.copy, member.bias_copy, module.slice_index, slot.slice.axis)
+                return attach_traced(x, y, slot.copy, member.bias_copy, module.slice_start, slot.slice.axis, slot.rank)
             return eager(module, x, y)
 
         def eager(module: AnyLayer, x: Tensor, y: Tensor) -> Tensor | None:

@@ -126,9 +126,9 @@ class _AttachTraced(torch.autograd.Function):
         return dy, d_slice.to(ctx.dtype), d_bias, None, None, None
 
 
-def attach_traced(x: Tensor, y: Tensor, copy: Tensor, bias: Tensor | None, index: Tensor, axis: str) -> Tensor:
-    """``attach`` inside a compiled graph, for ``[..., in] -> [..., out]``; ``index`` holds the active rows or columns."""
-    index = index.clone()  # moves happen in place, perhaps before a later backward
+def attach_traced(x: Tensor, y: Tensor, copy: Tensor, bias: Tensor | None, start: Tensor, axis: str, rank: int) -> Tensor:
+    """``attach`` inside a compiled graph, for ``[..., in] -> [..., out]``; ``start`` (int64, no dimension) may move."""
+    index = start + torch.arange(rank, device=start.device)
     kept = x.detach().to(y.dtype)
     if axis == "column":
         kept = kept.index_select(-1, index)

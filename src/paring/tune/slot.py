@@ -18,7 +18,7 @@ from paring.tune.ops import Product
 from paring.tune.slices import Slice
 from paring.tune.targets import Layer
 
-COPY, BIAS, INDEX = "slice_weight", "slice_bias", "slice_index"
+COPY, BIAS, START = "slice_weight", "slice_bias", "slice_start"
 
 
 @dataclass
@@ -102,9 +102,9 @@ class Slot:
             return
         for member in self.members:
             member.product = member.kind.product(member.module, slice_, member in self.biased)
-            index = member.module._buffers.get(INDEX)
-            if index is not None:
-                index.copy_(torch.arange(slice_.start, slice_.stop))
+            start = member.module._buffers.get(START)
+            if start is not None:
+                start.fill_(slice_.start)
         self.load()
 
     def load(self) -> None:
