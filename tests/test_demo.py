@@ -21,8 +21,8 @@ from paring.demo.table import conclusions, table
 from paring.tasks.digits import fit, load_splits, named_shifts
 from paring.tasks.digits.vit import new_model
 
-# Slices of rank 4, in columns: each of four blocks has four layers with 96 rows in attention, then 384 and 96; and the head.
-SLICED = 4 * 4 * (4 * 96 + 384 + 96) + 970
+# Slices of rank 8, in columns: each of four blocks has four layers with 96 rows in attention, then 384 and 96; and the head.
+SLICED = 8 * 4 * (4 * 96 + 384 + 96) + 970
 ALL = ["turned", "checkered", "scrambled", "outlined", "unwoven"]
 
 

@@ -11,8 +11,8 @@ from paring.tune.session import sliced
 
 _HEAD = "classifier"
 # The patch embedding is left alone: it has four inputs, so a slice would be all of it.
-_STATIC = SliceConfig(rank=4, modes=("column",), move_steps=None, exclude=("patch_embeddings.projection",))
-_MOVING = SliceConfig(rank=4, modes=("column",), move_steps=25, exclude=("patch_embeddings.projection",))
+_STATIC = SliceConfig(rank=8, modes=("column",), move_steps=None, exclude=("patch_embeddings.projection",))
+_MOVING = SliceConfig(rank=8, modes=("column",), move_steps=25, exclude=("patch_embeddings.projection",))
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("head", "head only", rate=3e-2, prefix=_HEAD),
+        Method("head", "head only", rate=3e-1, prefix=_HEAD),
         Method("static", "static slices", rate=1e-2, config=_STATIC),
-        Method("moving", "moving slices", rate=1e-2, config=_MOVING),
-        Method("full", "full fine-tuning", rate=1e-3),
+        Method("moving", "moving slices", rate=2e-2, config=_MOVING),
+        Method("full", "full fine-tuning", rate=2e-3),
     )
 }
 
