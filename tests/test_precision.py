@@ -105,13 +105,3 @@ def test_gradient_scaler_skips_overflow_and_learns(weights: str) -> None:
             losses.append(loss.item())
     assert skipped > 2
     assert losses[-1] < losses[0] - 0.2
-
-
-@pytest.mark.parametrize("weights", [torch.float64, torch.float32, torch.bfloat16])
-def test_moving_the_model_to_another_dtype_or_device_in_a_session_is_noticed_or_works(weights: torch.dtype) -> None:
-    model, batch = bert().to(weights), tokens()
-    with sliced(model, SliceConfig(rank=4, modes=("row",), move_steps=2), verbose=False) as session:
-        model.to("cpu")
-        optimizer = train(session, lambda i: model(**batch).loss, 3)
-        assert session.parameters()[0].dtype == (torch.float64 if weights == torch.float64 else torch.float32)
-        assert optimizer.state

@@ -198,7 +198,7 @@ def test_delta_is_refused_on_another_base() -> None:
     assert_same_bits(bits(other), untouched)
     with pytest.raises(ValueError, match="it has no tensor"):
         session.delta().apply(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="the delta holds Rect"):
+    with pytest.raises(ValueError, match=r"is \[3, 16\] torch.float32, it was made on \[3, 24\] torch.float32"):
         session.delta().apply(bert(hidden_size=16, intermediate_size=16, num_attention_heads=2))
 
 
@@ -224,10 +224,14 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     plain, checkpointed = bert(), bert()
     checkpointed.activation_checkpointing_enable({"use_reentrant": False})
     config = SliceConfig(rank=4, move_steps=2)
+    forwards: dict[int, int] = {}
     for model in (plain, checkpointed):
         model.train()
+        query = model.bert.encoder.layer[0].attention.self.query
+        query.register_forward_hook(lambda m, a, y: forwards.__setitem__(id(m), forwards.get(id(m), 0) + 1))
         with sliced(model, config, verbose=False) as session:
             train(session, loss_of(model), 5)
+    assert list(forwards.values()) == [5, 10]
     for name, value in bits(plain).items():
         torch.testing.assert_close(value, bits(checkpointed)[name], rtol=1e-5, atol=1e-6)
 
@@ -330,3 +334,109 @@ def test_summary_names_what_is_trained(capsys: pytest.CaptureFixture) -> None:
     printed = capsys.readouterr().err
     assert "19 layers sliced (row, rank 4)" in printed
     assert "trained whole: classifier (found: task head)" in printed
+
+
+def test_a_closure_sees_the_weights_inside_a_step() -> None:
+    """LBFGS looks at the loss many times in one step; it must get far below what one look gives."""
+    model, batch = bert(), tokens()
+    config = SliceConfig(rank=4, modes=("row",), move_steps=None)
+    with sliced(model, config, verbose=False) as session:
+        optimizer = torch.optim.LBFGS(session.parameters(), lr=0.5, max_iter=12)
+        seen = []
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = model(**batch).loss
+            loss.backward()
+            seen.append(loss.item())
+            return loss
+
+        optimizer.step(closure)
+        session.step()
+    assert len(set(seen)) == len(seen) > 5
+    assert seen[-1] < seen[0] / 2
+
+
+def test_a_hook_of_the_users_that_changes_the_output_counts() -> None:
+    layer, head, x = nn.Linear(4, 6), nn.Linear(6, 2), torch.randn(3, 4)
+    layer.register_forward_hook(lambda m, a, y: y * 0.5)
+    model = nn.Sequential(layer, head)
+    model(x).sum().backward()
+    full = layer.weight.grad
+    with sliced(model, SliceConfig(rank=2, modes=("row",), move_steps=None), verbose=False) as session:
+        model(x).sum().backward()
+        torch.testing.assert_close(session.parameters()[0].grad, full[:2])
+
+
+def test_a_deep_copy_made_in_a_session_is_no_part_of_it() -> None:
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False) as session:
+        clone = copy.deepcopy(model)
+        clone(**tokens()).loss.backward()
+        assert all(p.grad is None for p in session.parameters())
+        train(session, loss_of(model), 1)
+
+
+def test_tied_weights_and_shared_buffers_round_trip() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False)
+            self.out.weight = self.embed.weight
+            self.norm, self.again = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+            self.again.running_mean = self.norm.running_mean
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.out(self.again(self.norm(self.embed(ids))))
+
+    model = Tied()
+    before = bits(model)
+    config = SliceConfig(rank=2, move_steps=2, targets=("out",), train_also=())
+    with sliced(model, config, verbose=False) as session:
+        train(session, lambda i: model(torch.arange(8)).square().mean(), 5)
+    after, delta = bits(model), session.delta()
+    assert not torch.equal(after["out.weight"], before["out.weight"])
+    delta.remove(model)
+    assert_same_bits(bits(model), before)
+    delta.apply(model)
+    assert_same_bits(bits(model), after)
+    session.revert()
+    assert_same_bits(bits(model), before)
+
+
+def test_modules_named_to_be_trained_whole_are_compared_with_the_base() -> None:
+    model, other = bert(), bert()
+    with torch.no_grad():
+        other.bert.pooler.dense.bias.add_(1)
+    with sliced(model, SliceConfig(rank=4, move_steps=2, train_also=("pooler", "classifier")), verbose=False) as session:
+        train(session, loss_of(model), 2)
+    with pytest.raises(ValueError, match=r"values of 'bert\.pooler\.dense\.bias' differ"):
+        session.delta().apply(other)
+
+
+def test_a_flat_working_copy_has_nothing_left_from_the_other_mode() -> None:
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, move_steps=1), verbose=False) as session:
+        train(session, loss_of(model), 1)
+        slot = next(s for s in session._slots if s.layer.matrix.out > s.layer.matrix.inp)
+        train(session, loss_of(model), 1)
+        assert slot.slice.axis == "row"
+        assert slot.copy.ndim == 1
+        assert not slot.copy[4 * slot.layer.matrix.inp :].any()
+
+
+def test_optimizer_state_loaded_for_a_slice_left_since_is_dropped() -> None:
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, modes=("row",), move_steps=2), verbose=False) as session:
+        optimizer = train(session, loss_of(model), 1)
+        state, moments = session.state_dict(), optimizer.state_dict()
+    session.revert()
+    with sliced(model, SliceConfig(rank=4, modes=("row",), move_steps=2), verbose=False) as session:
+        optimizer = torch.optim.AdamW(session.parameters(), lr=1e-2)
+        session.load_state_dict(state)
+        optimizer.load_state_dict(moments)
+        session.step()  # a scaler skipped the optimizer's step; the slices move
+        train(session, loss_of(model), 1, optimizer)
+        sliced_copy, head = session.parameters()[0], session.parameters()[-1]
+        assert optimizer.state[sliced_copy]["step"] == 1
+        assert optimizer.state[head]["step"] == 2

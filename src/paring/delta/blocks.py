@@ -97,10 +97,13 @@ class Delta:
 
     Attributes:
         blocks: by the name the tensor has in the model's ``state_dict``.
-        fresh: names of tensors that were not pretrained (a new head), and so are not compared with the base.
+        shapes: the shape of each of these tensors.
+        fresh: names of tensors that were not pretrained (a new head): they are not compared with the base, and after
+            ``apply`` on a model whose head was initialised otherwise, ``remove`` leaves the head this delta began with.
     """
 
     blocks: Mapping[str, tuple[Block, ...]]
+    shapes: Mapping[str, torch.Size]
     fresh: frozenset[str] = field(default_factory=frozenset)
 
     @property
@@ -127,13 +130,17 @@ class Delta:
         self._replace(model, [(name, b.rect, b.after, b.before) for name, b in self])
 
     def _replace(self, model: nn.Module, changes: list[tuple[str, Rect, Tensor, Tensor]]) -> None:
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+        tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        tensors |= dict(model.named_buffers(remove_duplicate=False))
         for name, rect, expected, _ in changes:
             if name not in tensors:
                 raise ValueError(f"delta does not fit the model: it has no tensor '{name}'; use the base it was made on")
-            rows, columns = matrix_shape(tensors[name].shape or torch.Size((1,)))
-            if rect.row_stop > rows or rect.column_stop > columns:
-                raise ValueError(f"delta does not fit the model: '{name}' is [{rows}, {columns}], the delta holds {rect}")
+            tensor, made_on = tensors[name], self.shapes[name]
+            if tensor.shape != made_on or tensor.dtype != expected.dtype:
+                raise ValueError(
+                    f"delta does not fit the model: '{name}' is {list(tensor.shape)} {tensor.dtype}, "
+                    f"it was made on {list(made_on)} {expected.dtype}"
+                )
             if name not in self.fresh and not same_bits(read(tensors[name], rect).cpu(), expected):
                 raise ValueError(
                     f"delta does not fit the model: the values of '{name}' differ from the base's at {rect}; "

@@ -76,7 +76,7 @@ def run(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
-    print("A small vision transformer, pretrained on upright digits (trained now unless it is in the cache) ...")
+    print("A small vision transformer, pretrained on upright digits (trained now unless it is in the cache) ...", flush=True)
     model = pretrained(seed, steps=pretraining_steps)
     test = load_splits()["test"]
     upright = accuracy(model, test.images, test.labels)

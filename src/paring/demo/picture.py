@@ -1,6 +1,7 @@
 """The demo's picture: for each task, what it shows the model, and how fast each way of tuning learns it."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,13 +30,13 @@ def picture(record: Mapping[str, Any], shifts: Sequence[Shift]) -> bytes:
     figure_module = require("matplotlib.figure", "the demo's picture")
     count = len(shifts)
     # A figure of its own, not pyplot's: no global state, no window, no backend chosen for the caller.
-    figure = figure_module.Figure(figsize=(max(3.0 * count, 7.0), 4.9), dpi=130, layout="constrained")
+    figure = figure_module.Figure(figsize=(max(3.0 * count, 7.0), 5.1), dpi=130, layout="constrained")
     axes = figure.subplots(2, count, squeeze=False, height_ratios=(1, 2.1))
     labels = {method["name"]: method["label"] for method in record["methods"]}
     floor = _floor(record)
     for column, shift in enumerate(shifts):
         top, bottom = axes[0, column], axes[1, column]
-        _samples(top, shift)
+        _samples(top, shift, sides=("before", "task") if not column else ("", ""))
         for result in record["results"]:
             if result["task"] == shift.name:
                 name, (steps, accuracies) = result["method"], zip(*result["curve"], strict=True)
@@ -53,17 +54,24 @@ def picture(record: Mapping[str, Any], shifts: Sequence[Shift]) -> bytes:
     return buffer.getvalue()
 
 
-def _samples(axis: Any, shift: Shift) -> None:
-    """Upright digits in the upper row, the same as the task shows them in the lower, their labels beneath."""
+def _samples(axis: Any, shift: Shift, sides: tuple[str, str]) -> None:
+    """Upright digits in the upper row, the same as the task shows them in the lower, their labels beneath.
+
+    Args:
+        sides: what is written beside the two rows.
+    """
     train = load_splits()["train"]
     first = torch.stack([(train.labels == digit).nonzero()[0, 0] for digit in range(0, 10, 10 // _NUM_SAMPLES)])
     images, labels = train.images[first], train.labels[first]
     sheet = torch.cat([_row(images), _row(shift.images(images))], dim=0)
     axis.imshow(sheet.numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
-    axis.set_title(shift.name, fontweight="bold", fontsize=11)
+    # the name, and the summary in two short lines under it: as wide as the panel, not wider
+    summary = textwrap.fill(shift.summary, 46)
+    axis.set_title(summary + "\n" * (1 - summary.count("\n")), fontsize=7.5, color="#444444", pad=4)
+    axis.text(0.5, 1.42, shift.name, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=11)
     ticks = [9 * i + 3.5 for i in range(len(first))]
     axis.set_xticks(ticks, [str(int(label)) for label in shift.labels(labels)])
-    axis.set_yticks([])
+    axis.set_yticks([3.5, 12.5], sides)
     axis.tick_params(length=0, labelsize=8)
     axis.spines[:].set_visible(False)
 

@@ -94,7 +94,9 @@ class Injection:
                     if traceable(member.kind):
                         start = torch.zeros((), dtype=torch.long, device=slot.weight.device)
                         member.module.register_buffer(START, start, persistent=False)
-                    self._handles.append(member.module.register_forward_hook(self._hook(slot, member), with_kwargs=True))
+                    # Before any hook of the user's, which may change the output.
+                    tie = self._hook(slot, member)
+                    self._handles.append(member.module.register_forward_hook(tie, with_kwargs=True, prepend=True))
             for whole in self.wholes:
                 if whole.master is None:
                     whole.original.requires_grad_(True)
@@ -117,10 +119,10 @@ class Injection:
             for member in slot.members:
                 member.module._buffers.pop(START, None)
                 member.module._non_persistent_buffers_set.discard(START)
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
         for module in self._modules:
             _in_session.discard(module)
+        for parameter, flag in self._flags:
+            parameter.requires_grad_(flag)
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer trains: working copies, then modules trained whole."""
@@ -160,7 +162,7 @@ class Injection:
         kept_by, traced = member.kind.keep, traceable(member.kind)
 
         def tie(module: AnyLayer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:
-            if slot.slice is None:
+            if slot.slice is None or module is not member.module:  # a deep copy of the model runs plain
                 return None
             x = args[0] if args else next(iter(kwargs.values()))
             if torch.compiler.is_compiling() and traced:
@@ -182,10 +184,12 @@ class Injection:
 
 def _whole_tensors(model: nn.Module, names: Iterable[str]) -> Iterable[WholeTensor]:
     modules = dict(model.named_modules())
+    seen: set[int] = set()
     for name in names:
         for inner, module in modules[name].named_modules(prefix=name):
             for attribute, parameter in module._parameters.items():
-                if parameter is not None:
+                if parameter is not None and id(parameter) not in seen:
+                    seen.add(id(parameter))
                     yield WholeTensor(f"{inner}.{attribute}", module, attribute)
 
 

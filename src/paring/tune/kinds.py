@@ -109,7 +109,8 @@ class _ConvProduct:
     def __call__(self, kept: Tensor, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         dy = _batched(self.module, dy)
         if self.slice.axis == "column":
-            dy_NGLo = dy.reshape(dy.shape[0], self.module.groups, -1, dy[0, 0].numel()).transpose(2, 3)
+            groups, out = self.module.groups, dy.shape[1]
+            dy_NGLo = dy.reshape(dy.shape[0], groups, out // groups, dy.shape[2:].numel()).transpose(2, 3)
             d_Gro = (kept @ dy_NGLo).sum(0)
             return d_Gro.transpose(0, 1).reshape(self.slice.width, -1), dy.new_zeros(self.slice.width) if self.bias else None
         d_slice = _conv_rows(self.module, kept, dy, self.slice)

@@ -29,14 +29,12 @@ class _Attach(torch.autograd.Function):
     """Identity on ``y``; its backward hands the slice (and the bias entries) their gradients.
 
     ``y`` is marked as changed in place rather than returned as a view: a view made by a custom function could not be
-    changed in place by what follows (``ReLU(inplace=True)``). An output that is a view already (``Conv1D``) stays one,
-    since an in-place mark on a view would make backward copy the whole gradient.
+    changed in place by what follows (``ReLU(inplace=True)``).
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: Product) -> Tensor:
-        if not y._is_view():
-            ctx.mark_dirty(y)
+        ctx.mark_dirty(y)
         ctx.save_for_backward(kept)
         ctx.product = product
         ctx.like, ctx.bias_like = _meta(copy), None if bias is None else _meta(bias)
@@ -60,6 +58,10 @@ def attach(y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: 
         kept: what ``product`` needs of the input.
         product: makes the gradients from ``kept`` and the output's gradient.
     """
+    if y._is_view():
+        # Outputs often are views (three dimensions, Conv1D). In place on a view, autograd would copy the whole gradient;
+        # this is the same memory as a tensor of its own, which nothing else refers to.
+        y = torch.ops.aten._unsafe_view(y, y.shape)
     return _Attach.apply(y, copy, bias, kept, product)
 
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from hashlib import blake2b
 
 from paring.tune.config import SliceConfig
-from paring.tune.slices import Axis, Matrix, Slice
+from paring.tune.slices import Matrix, Slice
 
 
 def plan(config: SliceConfig, matrices: Mapping[str, Matrix], step: int) -> dict[str, Slice]:
@@ -57,7 +57,7 @@ def positions(config: SliceConfig, extent: int) -> tuple[int, ...]:
 
 
 def windows_from_output(blocks: Sequence[int], width: int) -> list[frozenset[int]]:
-    """Windows of ``width`` consecutive blocks without overlap, the uppermost first; the last is filled from above."""
+    """Windows of ``width`` consecutive blocks, the uppermost first; the lowest is filled from above if they do not fit."""
     tops = range(len(blocks), 0, -width)
     return [frozenset(blocks[max(top - width, 0) : max(top, width)]) for top in tops]
 
@@ -102,8 +102,3 @@ def _sweep(first: int, end: int, rank: int, stride: int) -> tuple[int, ...]:
 def _permutation(seed: int, size: int, cycle: int) -> tuple[int, ...]:
     """By hash, not by a random generator: generators change between versions of their library, this never does."""
     return tuple(sorted(range(size), key=lambda i: blake2b(f"{seed}/{size}/{cycle}/{i}".encode(), digest_size=8).digest()))
-
-
-def mode_at(config: SliceConfig, matrices: Mapping[str, Matrix], step: int) -> Axis:
-    """Whether rows or columns are active at ``step``."""
-    return next(iter(plan(config, matrices, step).values())).axis

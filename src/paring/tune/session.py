@@ -17,13 +17,14 @@ The originals of what was touched lie in a file on disk (undo), so memory holds 
 
 import sys
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from paring.delta.blocks import Block, Delta, read, same_bits, whole, write
@@ -75,8 +76,10 @@ class SliceSession:
         self._injection: Injection | None = None
         self._undo: UndoLog | None = None
         self._optimizers: WeakSet[Optimizer] = WeakSet()
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
         self._stale = False  # an optimizer has stepped, the weights have not been written
+        self._inside_step = False  # an optimizer of ours is at work
+        self._moved: set[nn.Parameter] = set()  # working copies whose slice has moved since the start or the resumption
         self._trained = False  # an optimizer of ours was ever seen
 
     # Entering and leaving.
@@ -92,12 +95,18 @@ class SliceSession:
             self._injection.insert()
             self._keep_whole()
             self._place()
-            self._hook = register_optimizer_step_post_hook(self._stepped)
+            self._moved.clear()
+            self._hooks = [
+                register_optimizer_step_pre_hook(self._stepping),
+                register_optimizer_step_post_hook(self._stepped),
+                self.model.register_forward_pre_hook(self._refresher()),
+            ]
+            if self._verbose and not (torch.distributed.is_available() and torch.distributed.is_initialized() and _rank()):
+                print(f"paring: {self.summary()}", file=sys.stderr)
         except BaseException:
+            self._unhook()
             self._injection.remove()
             raise
-        if self._verbose and not (torch.distributed.is_available() and torch.distributed.is_initialized() and _rank()):
-            print(f"paring: {self.summary()}", file=sys.stderr)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -108,18 +117,17 @@ class SliceSession:
 
     def close(self) -> None:
         """Leaves a plain model with the weights learnt so far; again does nothing. ``delta`` and ``revert`` still work."""
-        if self._injection is None or self._hook is None:
+        if self._injection is None or not self.open:
             return
         try:
             self._injection.write_back()
         finally:
-            self._hook.remove()
-            self._hook = None
+            self._unhook()
             self._injection.remove()
 
     @property
     def open(self) -> bool:
-        return self._hook is not None
+        return bool(self._hooks)
 
     # Training.
 
@@ -168,7 +176,7 @@ class SliceSession:
 
     def delta(self) -> Delta:
         """What changed since the session began, as disjoint blocks; nothing dense is made. Works after leaving too."""
-        if self.open:
+        if self._stale:
             self._opened().write_back()
         tensors = self._tensors()
         buffers = self._buffer_names()
@@ -181,7 +189,7 @@ class SliceSession:
                     changed.append(Block(rect, before, after))
             if changed:
                 blocks[name] = tuple(changed)
-        return Delta(blocks, frozenset(self._whole_names()))
+        return Delta(blocks, {name: tensors[name].shape for name in blocks}, frozenset(self._fresh_names()))
 
     def revert(self) -> None:
         """Puts back, bitwise, every entry the session has touched, heads and buffers included.
@@ -204,7 +212,7 @@ class SliceSession:
         """
         self._opened()
         self._refuse_stale()
-        state = pack(self._log(), self._tensors(), fresh=self._whole_names() | self._buffer_names())
+        state = pack(self._log(), self._tensors(), fresh=self._fresh_names() | self._buffer_names())
         masters = {name: p.detach().clone() for name, p in self._masters().items()}
         return {"version": 1, "config": self.config.as_dict(), "num_steps": self.num_steps, "masters": masters, **state}
 
@@ -236,7 +244,7 @@ class SliceSession:
     # Inside.
 
     def _opened(self) -> Injection:
-        if self._injection is None or self._hook is None:
+        if self._injection is None or not self._hooks:
             raise RuntimeError("the session is not open; use it inside `with paring.sliced(model, config) as session:`")
         return self._injection
 
@@ -248,10 +256,15 @@ class SliceSession:
     def _tensors(self) -> dict[str, Tensor]:
         """Every tensor the log can name; a tied weight is there under each of its names."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        return {k: v.detach() for k, v in (named | dict(self.model.named_buffers())).items()}
+        buffers = dict(self.model.named_buffers(remove_duplicate=False))
+        return {k: v.detach() for k, v in (named | buffers).items()}
 
     def _whole_names(self) -> set[str]:
         return {w.name for w in self._injection.wholes} if self._injection else set()
+
+    def _fresh_names(self) -> set[str]:
+        """Tensors of a task head that was found: unlike a module named in ``train_also``, it may differ between bases."""
+        return self._whole_names() if self.selection.found else set()
 
     def _buffer_names(self) -> set[str]:
         return {
@@ -280,6 +293,7 @@ class SliceSession:
             slot.place(slice_)
             for copy in (slot.copy, *slot.bias_copies):
                 copy.grad = None
+                self._moved.add(copy)
                 forget(self._optimizers, copy)
 
     def _restart(self) -> None:
@@ -288,6 +302,7 @@ class SliceSession:
         for slot in self._slots:
             slot.slice = None
         self._place()
+        self._moved.clear()
         injection = self._opened()
         injection.load()
         for parameter in injection.parameters():
@@ -304,13 +319,41 @@ class SliceSession:
         wholes = self._injection.wholes if self._injection else []
         return out | {w.name: w.master for w in wholes if w.master is not None}
 
+    def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Before any optimizer's step. One of ours that is new may have been loaded with moments of slices left since."""
+        if not owned_by(optimizer, self._opened().parameters()):
+            return
+        self._inside_step = True
+        if optimizer not in self._optimizers:
+            self._optimizers.add(optimizer)
+            for parameter in self._moved:
+                forget([optimizer], parameter)
+
+    def _refresher(self) -> Callable[[nn.Module, Any], None]:
+        """A closure (LBFGS) looks at the loss inside a step: the weights follow the working copies there.
+
+        A function, not a method: a deep copy of the model would copy a method's session with it.
+        """
+
+        def refresh(module: nn.Module, args: Any) -> None:
+            if self._inside_step and module is self.model:
+                self._opened().write_back()
+
+        return refresh
+
+    def _unhook(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After any optimizer's step: is it one of ours? Then the weights wait for ``step``."""
-        injection = self._opened()
-        if not owned_by(optimizer, injection.parameters()):
+        if not owned_by(optimizer, self._opened().parameters()):
             return
-        self._optimizers.add(optimizer)
+        self._inside_step = False
         self._stale = self._trained = True
+        if not owned_by(optimizer, (slot.copy for slot in self._slots)):
+            return
         waiting = [slot for slot in self._slots if not slot.used and slot.slice is not None]
         for slot in waiting:
             slot.used = slot.copy.grad is not None
@@ -321,7 +364,7 @@ class SliceSession:
             )
 
     def _refuse_stale(self) -> None:
-        if self._stale:
+        if self._stale and not self._inside_step:
             raise RuntimeError("the optimizer has stepped, but session.step() was not called after it: the weights are stale")
 
 

@@ -113,6 +113,7 @@ class Slot:
             return
         with torch.no_grad():
             _, window, thin = self._pair()
+            self.copy.zero_()  # a flat copy's idle end too: optimizers that look at a whole tensor's norm see no leftovers
             window.copy_(self._thin_first(read(self.weight, self.rect)) if thin is None else thin)
             for bias_copy, bias in self._bias_pairs():
                 bias_copy.copy_(bias)

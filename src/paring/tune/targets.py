@@ -55,11 +55,18 @@ def select(model: nn.Module, config: SliceConfig) -> Selection:
     head, task_head = _head(model, modules)
     whole = _matches(config.train_also, modules, "train_also") if config.train_also is not None else task_head
     whole = tuple(n for n in whole if not any(_inside(n, w) for w in whole if w != n))
+    for name in whole:
+        if not any(True for _ in modules[name].parameters()):
+            raise ValueError(f"train_also: '{name}' ({type(modules[name]).__name__}) has no parameters to train")
+    excluded = set(_matches(config.exclude, modules, "exclude"))
     notes: list[str] = []
     if config.targets is None:
         left_out = (*whole, *head) if config.train_also is None or _is_hugging_face(model) else whole
         names = [n for n, m in modules.items() if kind_of(m) and not any(_inside(n, w) for w in left_out)]
-        names, more = _first_of_shared(names, modules, head)
+        names = [n for n in names if not any(_inside(n, e) for e in excluded)]
+        for name in names:
+            check_weight(name, modules[name])
+        names, more = _first_of_shared(names, modules)
         notes += more + _unsliceable_notes(modules)
         if head and not whole:
             notes.append(f"output head left alone: {', '.join(head)}")
@@ -69,14 +76,26 @@ def select(model: nn.Module, config: SliceConfig) -> Selection:
         if both and config.train_also is not None:
             raise ValueError(f"layer '{both[0]}' is in both targets and train_also; name it in one of them")
         whole = tuple(w for w in whole if not any(_inside(n, w) for n in names))
-    excluded = set(_matches(config.exclude, modules, "exclude"))
     names = [n for n in names if not any(_inside(n, e) for e in excluded)]
     block, count = _blocks(modules)
     wanted = _wanted_blocks(config.layers, count)
     names = [n for n in names if block[n] in wanted]
     if not names:
         raise ValueError(f"no layer to slice is left in {type(model).__name__}; sliceable are {SLICEABLE}")
-    return Selection(_layers(names, modules, block), whole, config.train_also is None, tuple(notes))
+    layers = _layers(names, modules, block)
+    _refuse_trained_twice(layers, whole, modules)
+    return Selection(layers, whole, config.train_also is None, tuple(notes))
+
+
+def _refuse_trained_twice(layers: tuple[Layer, ...], whole: tuple[str, ...], modules: dict[str, nn.Module]) -> None:
+    sliced = {id(layer.module.weight): layer.name for layer in layers}
+    for name in whole:
+        for parameter in modules[name].parameters():
+            if id(parameter) in sliced:
+                raise ValueError(
+                    f"layer '{sliced[id(parameter)]}' is sliced and shares its weight with '{name}', which is trained whole; "
+                    "exclude one of them"
+                )
 
 
 def _layers(names: list[str], modules: dict[str, nn.Module], block: dict[str, int]) -> tuple[Layer, ...]:
@@ -103,9 +122,16 @@ def check_weight(name: str, module: AnyLayer) -> None:
     """That a layer's weight can be trained.
 
     Raises:
-        ValueError: it is quantised, on the meta device, or a tensor subclass.
+        ValueError: it is quantised, computed from other tensors, without extent or data, or a tensor subclass.
     """
     weight = module.weight
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(f"layer '{name}' cannot be sliced: its weight has no extent yet; run one batch first")
+    if isinstance(weight, torch.Tensor) and module._parameters.get("weight") is not weight:
+        raise ValueError(
+            f"layer '{name}' cannot be sliced: its weight is computed from others (parametrized or pruned); "
+            "make it a plain weight, or exclude the layer"
+        )
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point() or weight.dtype.itemsize < 2:
         got = weight.dtype if isinstance(weight, torch.Tensor) else type(weight).__name__
         raise ValueError(
@@ -139,12 +165,12 @@ def _holders(modules: dict[str, nn.Module]) -> dict[int, list[str]]:
     return holders
 
 
-def _first_of_shared(names: list[str], modules: dict[str, nn.Module], head: tuple[str, ...]) -> tuple[list[str], list[str]]:
+def _first_of_shared(names: list[str], modules: dict[str, nn.Module]) -> tuple[list[str], list[str]]:
     """Layers found by default, without those tied to the head or to anything that is no layer of the backbone."""
     holders = _holders(modules)
     kept, notes = [], []
     for name in names:
-        tied = [o for o in holders.get(id(getattr(modules[name], "weight", None)), []) if o != name and o not in names]
+        tied = [o for o in holders[id(modules[name].weight)] if o != name and o not in names]
         if tied:
             notes.append(f"{name} left alone: tied to {tied[0]}")
         else:
@@ -190,7 +216,7 @@ def _head(model: nn.Module, modules: dict[str, nn.Module]) -> tuple[tuple[str, .
     pretrained = [n for n in outside if output is not None and any(m is output for m in modules[n].modules())]
     if output is not None and not pretrained:
         pretrained = [n for n, m in modules.items() if m is output]
-    return (*outside, *pretrained), tuple(n for n in outside if n not in pretrained)
+    return tuple(dict.fromkeys((*outside, *pretrained))), tuple(n for n in outside if n not in pretrained)
 
 
 # Patterns.

@@ -19,7 +19,7 @@ NUM_LABELS = 10
 _SPLIT_SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no equality that is true or false
 class Examples:
     """Images, their labels, and where they stand in the whole set.
 
