@@ -2,10 +2,11 @@
 #   make demo        the main job end to end, nothing downloaded but packages
 #   make test        ruff, types, tests
 #   make bench-tune  cost of tuning: paring and its peers, interleaved (about an hour on 2 cores)
-# A faster or different build of PyTorch: make test TORCH_INSTALL="torch==2.13.0 --index-url https://..."
+# Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
 PYTHON ?= python3
-TORCH_INSTALL ?= torch==2.13.0
+TORCH ?=
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -14,10 +15,15 @@ READY := $(VENV)/.ready
 .PHONY: demo test bench-tune lint clean
 .DEFAULT_GOAL := test
 
-# PyTorch first and by itself: with a CPU build found for it, nothing later pulls in another.
+# PyTorch first and by itself, so that nothing later pulls in another build: a local CPU wheel where pip is set up to find one,
+# else PyTorch's own CPU index, else whatever there is.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) $(TORCH_INSTALL)
+ifneq ($(TORCH),)
+	$(PIP) $(TORCH)
+else
+	$(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) torch==2.13.0 --index-url $(CPU_INDEX) || $(PIP) torch==2.13.0
+endif
 	$(PIP) --constraint constraints.txt --editable '.[train,plot,text,peers,dev]'
 	touch $@
 
