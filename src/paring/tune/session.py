@@ -77,6 +77,7 @@ class SliceSession:
         self._undo: UndoLog | None = None
         self._optimizers: WeakSet[Optimizer] = WeakSet()
         self._hooks: list[RemovableHandle] = []
+        self._closure_hook: RemovableHandle | None = None
         self._stale = False  # an optimizer has stepped, the weights have not been written
         self._inside_step = False  # an optimizer of ours is at work
         self._moved: set[nn.Parameter] = set()  # working copies whose slice has moved since the start or the resumption
@@ -99,7 +100,6 @@ class SliceSession:
             self._hooks = [
                 register_optimizer_step_pre_hook(self._stepping),
                 register_optimizer_step_post_hook(self._stepped),
-                self.model.register_forward_pre_hook(self._refresher()),
             ]
             if self._verbose and not (torch.distributed.is_available() and torch.distributed.is_initialized() and _rank()):
                 print(f"paring: {self.summary()}", file=sys.stderr)
@@ -324,6 +324,7 @@ class SliceSession:
         if not owned_by(optimizer, self._opened().parameters()):
             return
         self._inside_step = True
+        self._closure_hook = self.model.register_forward_pre_hook(self._refresher())
         if optimizer not in self._optimizers:
             self._optimizers.add(optimizer)
             for parameter in self._moved:
@@ -332,6 +333,7 @@ class SliceSession:
     def _refresher(self) -> Callable[[nn.Module, Any], None]:
         """A closure (LBFGS) looks at the loss inside a step: the weights follow the working copies there.
 
+        The hook is there only while an optimizer steps: on a compiled model a hook would change how all else is compiled.
         A function, not a method: a deep copy of the model would copy a method's session with it.
         """
 
@@ -345,12 +347,16 @@ class SliceSession:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._closure_hook is not None:  # an optimizer that failed inside its step
+            self._closure_hook.remove()
 
     def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """After any optimizer's step: is it one of ours? Then the weights wait for ``step``."""
         if not owned_by(optimizer, self._opened().parameters()):
             return
         self._inside_step = False
+        if self._closure_hook is not None:
+            self._closure_hook.remove()
         self._stale = self._trained = True
         if not owned_by(optimizer, (slot.copy for slot in self._slots)):
             return
