@@ -34,7 +34,8 @@ class _Attach(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: Product) -> Tensor:
-        ctx.mark_dirty(y)
+        if not y._is_view():  # always so (see attach); asked here because the compiler leaves a function alone that asks
+            ctx.mark_dirty(y)
         ctx.save_for_backward(kept)
         ctx.product = product
         ctx.like, ctx.bias_like = _meta(copy), None if bias is None else _meta(bias)
