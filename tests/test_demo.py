@@ -69,8 +69,8 @@ def test_the_numbers_of_a_run(record: dict[str, Any]) -> None:
     assert {"paring", "torch", "transformers", "python"} <= set(record["versions"])
 
 
-def test_two_runs_give_the_same(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    again = demo.run(tmp_path, steps=3, tasks=["checkered"], pretraining_steps=3)
+def test_two_runs_give_the_same_in_processes_too(record: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    again = demo.run(tmp_path, steps=3, tasks=["checkered"], pretraining_steps=3, workers=2)
     for one, other in zip(record["results"], again["results"], strict=True):
         assert one | {"seconds": 0} == other | {"seconds": 0}
     printed = capsys.readouterr().out
@@ -192,6 +192,8 @@ def test_bad_input_is_refused_before_anything_is_trained(tmp_path: Path, monkeyp
         demo.run(tmp_path / "out", tasks=["turn"])
     with pytest.raises(ValueError, match="demo: steps is 0; expected at least 1"):
         demo.run(tmp_path / "out", steps=0)
+    with pytest.raises(ValueError, match="demo: workers is 0; expected at least 1"):
+        demo.run(tmp_path / "out", workers=0)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
@@ -202,20 +204,20 @@ def test_bad_input_is_refused_before_anything_is_trained(tmp_path: Path, monkeyp
 
 
 def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(demo, "run", lambda *args, **kwargs: calls.append((args, kwargs)))
     assert main(["demo"]) == 0
-    assert main(["demo", "--out", "here", "--steps", "7", "--seed", "2", "--tasks", "turned", "outlined"]) == 0
+    assert (
+        main(["demo", "--out", "here", "--steps", "7", "--seed", "2", "--workers", "3", "--tasks", "turned", "outlined"]) == 0
+    )
+    cores = len(os.sched_getaffinity(0))
     assert calls == [
-        (("demo-out",), {"seed": 0, "steps": 300, "tasks": None}),
-        (("here",), {"seed": 2, "steps": 7, "tasks": ["turned", "outlined"]}),
+        (("demo-out",), {"seed": 0, "steps": 300, "tasks": None, "workers": cores}),
+        (("here",), {"seed": 2, "steps": 7, "tasks": ["turned", "outlined"], "workers": 3}),
     ]
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"  # a user's own choice stays
 
 
-def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+def test_the_command_says_what_is_wrong(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     assert main(["demo", "--out", str(tmp_path / "out"), "--tasks", "nonsense"]) == 2
     assert "got 'nonsense'" in capsys.readouterr().err
 

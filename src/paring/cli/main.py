@@ -23,11 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one job; 0 on success, 2 on bad input (said in one line), 130 when interrupted."""
     options = parser().parse_args(arguments)
     try:
-        options.run(options)
+        return int(options.run(options))
     except (ValueError, OSError, ImportError) as error:
         print(f"paring: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("paring: interrupted", file=sys.stderr)
         return 130
-    return 0

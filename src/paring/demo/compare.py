@@ -4,45 +4,20 @@ import json
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 import paring
 from paring.demo.methods import METHODS, Method
 from paring.demo.picture import picture
+from paring.demo.runs import TaskResults, tune_all
 from paring.demo.table import conclusions, table
-from paring.tasks.digits import Shift, accuracy, fit, load_splits, named_shifts, pretrained
-from paring.tasks.digits.cache import digest
+from paring.tasks.digits import accuracy, load_splits, named_shifts, one_thread, pretrained
 from paring.tasks.digits.vit import PRETRAINING_STEPS
 from paring.tasks.extras import require
 from paring.tasks.files import write_bytes
-
-
-@dataclass(frozen=True)
-class Result:
-    """One way to tune on one task.
-
-    Attributes:
-        task, method: names.
-        test_accuracy: after training, 0 to 1.
-        curve: (optimizer steps taken, validation accuracy).
-        num_trainable: entries trained at any one time.
-        kept_bytes: what must be stored beside the base.
-        seconds: of training, without scoring.
-    """
-
-    task: str
-    method: str
-    test_accuracy: float
-    curve: tuple[tuple[int, float], ...]
-    num_trainable: int
-    kept_bytes: int
-    seconds: float
 
 
 def run(
@@ -52,6 +27,7 @@ def run(
     steps: int = 300,
     tasks: Sequence[str] | None = None,
     pretraining_steps: int = PRETRAINING_STEPS,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Runs the demo: prints a table and what it shows, writes ``demo.json`` and ``demo.png``.
 
@@ -61,16 +37,20 @@ def run(
         steps: optimizer steps of every run.
         tasks: names of shifts; None: all five.
         pretraining_steps: optimizer steps of the pretraining, when the model is not in the cache.
+        workers: tasks tuned at a time, each on one thread of a process of its own; the results are the same. With more
+            than one, a script must call this under ``if __name__ == "__main__":``.
 
     Returns:
         What ``demo.json`` holds.
 
     Raises:
-        ValueError: an unknown task, or no steps. ImportError: an optional package is missing.
+        ValueError: an unknown task, no steps, no workers. ImportError: an optional package is missing.
     """
     start = time.perf_counter()
     if steps < 1:
         raise ValueError(f"demo: steps is {steps}; expected at least 1")
+    if workers < 1:
+        raise ValueError(f"demo: workers is {workers}; expected at least 1")
     shifts = named_shifts(tasks)
     require("matplotlib", "the demo's picture")
     out = Path(out)
@@ -79,28 +59,28 @@ def run(
     print("A small vision transformer, pretrained on upright digits (trained now unless it is in the cache) ...", flush=True)
     model = pretrained(seed, steps=pretraining_steps)
     test = load_splits()["test"]
-    upright = accuracy(model, test.images, test.labels)
-    base = digest(model.state_dict())
+    with one_thread():
+        upright = accuracy(model, test.images, test.labels)
     size = sum(parameter.numel() for parameter in model.parameters())
     print(f"{size:,} weights, test accuracy {upright:.3f} on upright digits. Now tasks it has never seen:")
 
-    results: list[Result] = []
-    untuned: dict[str, float] = {}
-    for shift in shifts:
-        print(f"  {shift.name}: {shift.summary} ...", flush=True)
-        untuned[shift.name] = _score(model, shift)
-        results += [_tune(model, shift, method, steps, seed) for method in METHODS.values()]
-    intact = digest(model.state_dict()) == base
+    done: list[TaskResults] = []
+    for shift, results in zip(shifts, tune_all(model, shifts, steps, seed, workers), strict=True):
+        done.append(results)
+        print(f"  {shift.name}: {shift.summary}", flush=True)
 
     record: dict[str, Any] = {
         "settings": {"seed": seed, "steps": steps, "pretraining_steps": pretraining_steps},
         "splits": {name: len(examples) for name, examples in load_splits().items()},
-        "base": {"num_weights": size, "upright_test_accuracy": upright, "bitwise_intact": intact},
-        "tasks": [{"name": s.name, "summary": s.summary, "untuned_test_accuracy": untuned[s.name]} for s in shifts],
+        "base": {"num_weights": size, "upright_test_accuracy": upright, "bitwise_intact": all(d.intact for d in done)},
+        "tasks": [
+            {"name": s.name, "summary": s.summary, "untuned_test_accuracy": d.untuned_accuracy}
+            for s, d in zip(shifts, done, strict=True)
+        ],
         "methods": [_described(method) for method in METHODS.values()],
-        "results": [asdict(result) for result in results],
+        "results": [asdict(result) for d in done for result in d.results],
         "versions": _versions(),
-        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        "machine": {"platform": platform.platform(), "workers": workers},
         "seconds": time.perf_counter() - start,
     }
     record["conclusions"] = conclusions(record)
@@ -110,37 +90,6 @@ def run(
     write_bytes(out / "demo.png", picture(record, shifts))
     print(f"Wrote {out / 'demo.json'} and {out / 'demo.png'}; {time.perf_counter() - start:.0f} s.")
     return record
-
-
-def _tune(model: nn.Module, shift: Shift, method: Method, steps: int, seed: int) -> Result:
-    """Tunes the model one way on one task, scores it, and puts it back."""
-    splits = load_splits()
-    train, validation = shift(splits["train"]), shift(splits["validation"])
-    with method.prepare(model) as tuning:
-        history = fit(
-            model,
-            tuning.parameters,
-            train,
-            steps=steps,
-            rate=method.rate,
-            seed=seed,
-            after_step=tuning.after_step,
-            watch=lambda: accuracy(model, validation.images, validation.labels),
-        )
-        return Result(
-            task=shift.name,
-            method=method.name,
-            test_accuracy=_score(model, shift),
-            curve=history.curve,
-            num_trainable=tuning.num_trainable,
-            kept_bytes=tuning.kept_bytes(),
-            seconds=history.seconds,
-        )
-
-
-def _score(model: nn.Module, shift: Shift) -> float:
-    test = shift(load_splits()["test"])
-    return accuracy(model, test.images, test.labels)
 
 
 def _described(method: Method) -> dict[str, Any]:

@@ -5,7 +5,18 @@ data (four splits) -> vit (the pretrained model), shifts (the tasks) -> training
 
 from paring.tasks.digits.data import Examples, load_splits
 from paring.tasks.digits.shifts import SHIFTS, Shift, named_shifts
-from paring.tasks.digits.training import History, accuracy, fit
+from paring.tasks.digits.training import History, accuracy, fit, one_thread
 from paring.tasks.digits.vit import pretrained
 
-__all__ = ["SHIFTS", "Examples", "History", "Shift", "accuracy", "fit", "load_splits", "named_shifts", "pretrained"]
+__all__ = [
+    "SHIFTS",
+    "Examples",
+    "History",
+    "Shift",
+    "accuracy",
+    "fit",
+    "load_splits",
+    "named_shifts",
+    "one_thread",
+    "pretrained",
+]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +103,18 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     finally:
         model.train(training)
     return right / len(labels)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread while it lasts. A second one brings a model this small little and, beside other work, makes it wait;
+    and the same seed gives the same weights on any number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

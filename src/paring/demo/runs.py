@@ -1,0 +1,100 @@
+"""The runs of the demo, one task after the other or several at a time, each in a process of its own."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from torch import Tensor, nn
+
+from paring.demo.methods import METHODS, Method
+from paring.tasks.digits import Shift, accuracy, fit, load_splits, named_shifts, one_thread
+from paring.tasks.digits.cache import digest
+from paring.tasks.digits.vit import new_model
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way to tune on one task.
+
+    Attributes:
+        task, method: names.
+        test_accuracy: after training, 0 to 1.
+        curve: (optimizer steps taken, validation accuracy).
+        num_trainable: entries trained at any one time.
+        kept_bytes: what must be stored beside the base.
+        seconds: of training, without scoring.
+    """
+
+    task: str
+    method: str
+    test_accuracy: float
+    curve: tuple[tuple[int, float], ...]
+    num_trainable: int
+    kept_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """All ways on one task: the score before, and whether the model's weights were bitwise the same afterwards."""
+
+    untuned_accuracy: float
+    results: tuple[Result, ...]
+    intact: bool
+
+
+def tune_all(model: nn.Module, shifts: Sequence[Shift], steps: int, seed: int, workers: int) -> Iterator[TaskResults]:
+    """The results task by task, in the order of ``shifts``; the same with any number of workers."""
+    if workers == 1:
+        for shift in shifts:
+            yield _on_task(model, shift, steps, seed)
+        return
+    weights = dict(model.state_dict())
+    with ProcessPoolExecutor(min(workers, len(shifts)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_in_worker, *zip(*((weights, s.name, steps, seed) for s in shifts), strict=True))
+
+
+def _in_worker(weights: dict[str, Tensor], task: str, steps: int, seed: int) -> TaskResults:
+    model = new_model(seed).eval()
+    model.load_state_dict(weights)
+    return _on_task(model, named_shifts([task])[0], steps, seed)
+
+
+def _on_task(model: nn.Module, shift: Shift, steps: int, seed: int) -> TaskResults:
+    base = digest(model.state_dict())
+    with one_thread():
+        untuned = _score(model, shift)
+        results = tuple(_tune(model, shift, method, steps, seed) for method in METHODS.values())
+    return TaskResults(untuned, results, digest(model.state_dict()) == base)
+
+
+def _tune(model: nn.Module, shift: Shift, method: Method, steps: int, seed: int) -> Result:
+    """Tunes the model one way on one task, scores it, and puts it back."""
+    splits = load_splits()
+    train, validation = shift(splits["train"]), shift(splits["validation"])
+    with method.prepare(model) as tuning:
+        history = fit(
+            model,
+            tuning.parameters,
+            train,
+            steps=steps,
+            rate=method.rate,
+            seed=seed,
+            after_step=tuning.after_step,
+            watch=lambda: accuracy(model, validation.images, validation.labels),
+        )
+        return Result(
+            task=shift.name,
+            method=method.name,
+            test_accuracy=_score(model, shift),
+            curve=history.curve,
+            num_trainable=tuning.num_trainable,
+            kept_bytes=tuning.kept_bytes(),
+            seconds=history.seconds,
+        )
+
+
+def _score(model: nn.Module, shift: Shift) -> float:
+    test = shift(load_splits()["test"])
+    return accuracy(model, test.images, test.labels)
