@@ -163,3 +163,27 @@ def test_modules_named_to_be_trained_whole_are_compared_with_the_base() -> None:
         train(session, loss_of(model), 2)
     with pytest.raises(ValueError, match=r"values of 'bert\.pooler\.dense\.bias' differ"):
         session.delta().apply(other)
+
+
+@pytest.mark.parametrize("opened", [lambda m: m, lambda m: m.bert, lambda m: nn.Sequential(m)])
+def test_a_model_in_another_session_is_not_written_to(opened) -> None:
+    """The open session's working copies would overwrite what revert or a delta put back."""
+    model = bert()
+    before = bits(model)
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False) as first:
+        train(first, loss_of(model), 3)
+    delta, tuned = first.delta(), bits(model)
+    config = SliceConfig(rank=4, move_steps=2, targets=("query",), train_also=())
+    with sliced(opened(model), config, verbose=False) as second:
+        for write, what in (
+            (first.revert, "the session cannot be reverted"),
+            (lambda: delta.apply(model), "the delta cannot be applied"),
+            (lambda: delta.remove(model), "the delta cannot be removed"),
+        ):
+            with pytest.raises(RuntimeError, match=f"{what}: BertFor.* is in an open session, .*leave that session"):
+                write()
+        assert_same_bits(bits(model), tuned)
+        train(second, loss_of(model), 1)
+        second.revert()  # its own it may revert
+    first.revert()
+    assert_same_bits(bits(model), before)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from paring.delta.claims import refuse_claimed
+
 
 @dataclass(frozen=True)
 class Rect:
@@ -122,11 +124,14 @@ class Delta:
         Raises:
             ValueError: a tensor is missing, has another extent, or holds other values than the base did;
                 nothing is changed then.
+            RuntimeError: a session is open on the model or a part of it, and would overwrite the result.
         """
+        refuse_claimed(model, "the delta cannot be applied")
         self._replace(model, [(name, b.rect, b.before, b.after) for name, b in self])
 
     def remove(self, model: nn.Module) -> None:
         """Turns the tuned model back into the base, in place and bitwise; ``fresh`` tensors too. Raises as ``apply``."""
+        refuse_claimed(model, "the delta cannot be removed")
         self._replace(model, [(name, b.rect, b.after, b.before) for name, b in self])
 
     def _replace(self, model: nn.Module, changes: list[tuple[str, Rect, Tensor, Tensor]]) -> None:

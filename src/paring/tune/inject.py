@@ -8,20 +8,18 @@ optimizer's small steps would round to nothing there.
 
 from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from paring.delta.claims import claim, is_claimed, release
 from paring.tune.kinds import AnyLayer
 from paring.tune.ops import attach, attach_traced
 from paring.tune.slot import BIAS, COPY, START, Member, Slot, traceable, wide_dtype
 from paring.tune.targets import Selection
 
 WHOLE = "slice_whole_"
-
-_in_session: WeakSet[nn.Module] = WeakSet()
 
 
 def refuse_second(model: nn.Module) -> None:
@@ -31,7 +29,7 @@ def refuse_second(model: nn.Module) -> None:
         RuntimeError: a session is open.
         ValueError: the model is wrapped for distributed training or compiled.
     """
-    if any(m in _in_session for m in model.modules()):
+    if is_claimed(model):
         raise RuntimeError(
             f"{type(model).__name__} is already in a session, or a part of it is; close that one first (leave its with block)"
         )
@@ -82,8 +80,7 @@ class Injection:
     def insert(self) -> None:
         """Freezes the model, adds working copies and hooks; on any failure the model is as before."""
         try:
-            for module in self._modules:
-                _in_session.add(module)
+            claim(self._modules)
             for parameter, _ in self._flags:
                 parameter.requires_grad_(False)
             for slot in self.slots:
@@ -119,8 +116,7 @@ class Injection:
             for member in slot.members:
                 member.module._buffers.pop(START, None)
                 member.module._non_persistent_buffers_set.discard(START)
-        for module in self._modules:
-            _in_session.discard(module)
+        release(self._modules)
         for parameter, flag in self._flags:
             parameter.requires_grad_(flag)
 

@@ -28,6 +28,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, 
 from torch.utils.hooks import RemovableHandle
 
 from paring.delta.blocks import Block, Delta, read, same_bits, whole, write
+from paring.delta.claims import refuse_claimed
 from paring.tune import schedules
 from paring.tune.config import SliceConfig
 from paring.tune.inject import Injection, refuse_second
@@ -195,8 +196,13 @@ class SliceSession:
         """Puts back, bitwise, every entry the session has touched, heads and buffers included.
 
         In an open session training starts over: step 0, fresh optimizer state.
+
+        Raises:
+            RuntimeError: this session is closed and another is open on the model or a part of it.
         """
         log, tensors = self._log(), self._tensors()
+        if not self.open:
+            refuse_claimed(self.model, "the session cannot be reverted")
         for name in log:
             for rect, before in log.originals(name):
                 write(tensors[name], rect, before)
