@@ -160,3 +160,32 @@ def test_a_hook_of_the_users_that_changes_the_output_counts() -> None:
     with sliced(model, SliceConfig(rank=2, modes=("row",), move_steps=None), verbose=False) as session:
         model(x).sum().backward()
         torch.testing.assert_close(session.parameters()[0].grad, full[:2])
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_optimizer_whose_step_raised_leaves_nothing_behind(saved: bool) -> None:
+    class Fragile(torch.optim.SGD):
+        def step(self, closure=None):
+            if not self.state:
+                self.state["tried"] = {}
+                self.param_groups[0]["params"][0].data.add_(1.0)
+                raise ZeroDivisionError
+            return super().step(closure)
+
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, modes=("row",), move_steps=2), verbose=False) as session:
+        optimizer = Fragile(session.parameters(), lr=0.1)
+        loss_of(model)(0).backward()
+        with pytest.raises(ZeroDivisionError):
+            optimizer.step()
+        if saved:  # as a script may well do when a step fails
+            assert session.state_dict()["num_steps"] == 0
+            # What the step did change is in the weights, as in any module.
+            assert torch.equal(session.parameters()[0], session._slots[0].weight[:4])
+        optimizer.step()
+        assert not model._forward_pre_hooks
+        with pytest.raises(RuntimeError, match=r"session\.step\(\) was not called"):
+            loss_of(model)(1)
+        session.step()
+        train(session, loss_of(model), 3, optimizer)
+    assert not model._forward_pre_hooks

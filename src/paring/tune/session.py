@@ -17,27 +17,23 @@ The originals of what was touched lie in a file on disk (undo), so memory holds 
 
 import sys
 import warnings
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils.hooks import RemovableHandle
 
 from paring.delta.blocks import Block, Delta, read, same_bits, whole, write
 from paring.delta.claims import refuse_claimed
 from paring.tune import schedules
 from paring.tune.config import SliceConfig
 from paring.tune.inject import Injection, refuse_second
-from paring.tune.optimizers import forget, owned_by
 from paring.tune.resume import pack, unpack
 from paring.tune.slices import Slice
 from paring.tune.slot import Slot
 from paring.tune.targets import Selection, select
 from paring.tune.undo import UndoLog
+from paring.tune.watch import OptimizerWatch
 
 
 def sliced(model: nn.Module, config: SliceConfig, *, verbose: bool = True, scratch: str | None = None) -> "SliceSession":
@@ -76,13 +72,7 @@ class SliceSession:
         self._slots: list[Slot] = []
         self._injection: Injection | None = None
         self._undo: UndoLog | None = None
-        self._optimizers: WeakSet[Optimizer] = WeakSet()
-        self._hooks: list[RemovableHandle] = []
-        self._closure_hook: RemovableHandle | None = None
-        self._stale = False  # an optimizer has stepped, the weights have not been written
-        self._inside_step = False  # an optimizer of ours is at work
-        self._moved: set[nn.Parameter] = set()  # working copies whose slice has moved since the start or the resumption
-        self._trained = False  # an optimizer of ours was ever seen
+        self._watch = OptimizerWatch()
 
     # Entering and leaving.
 
@@ -92,20 +82,17 @@ class SliceSession:
         refuse_second(self.model)
         self._undo = UndoLog(self._scratch)
         self._slots = [Slot(layer, self.config) for layer in self.selection.layers]
-        self._injection = Injection(self.model, self._slots, self.selection, self._refuse_stale)
+        self._injection = Injection(self.model, self._slots, self.selection, self._watch.refuse_stale)
         try:
             self._injection.insert()
             self._keep_whole()
             self._place()
-            self._moved.clear()
-            self._hooks = [
-                register_optimizer_step_pre_hook(self._stepping),
-                register_optimizer_step_post_hook(self._stepped),
-            ]
+            self._watch.start(self._injection)
+            self._watch.restarted()
             if self._verbose and not (torch.distributed.is_available() and torch.distributed.is_initialized() and _rank()):
                 print(f"paring: {self.summary()}", file=sys.stderr)
         except BaseException:
-            self._unhook()
+            self._watch.stop()
             self._injection.remove()
             raise
         return self
@@ -113,7 +100,7 @@ class SliceSession:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
         idle = [slot.layer.name for slot in self._slots if not slot.used]
-        if kind is None and self._trained and idle and self.config.layer_window is None:
+        if kind is None and self._watch.trained and idle and self.config.layer_window is None:
             warnings.warn(f"{len(idle)} sliced layer(s) never received a gradient, e.g. '{idle[0]}'", stacklevel=2)
 
     def close(self) -> None:
@@ -123,12 +110,12 @@ class SliceSession:
         try:
             self._injection.write_back()
         finally:
-            self._unhook()
+            self._watch.stop()
             self._injection.remove()
 
     @property
     def open(self) -> bool:
-        return bool(self._hooks)
+        return self._watch.started
 
     # Training.
 
@@ -153,8 +140,9 @@ class SliceSession:
         optimizer state; gradients of the slice left behind are dropped.
         """
         injection = self._opened()
+        self._watch.settle()
         injection.write_back()
-        self._stale = False
+        self._watch.stale = False
         self.num_steps += 1
         if schedules.visits(self.config, self.num_steps) != schedules.visits(self.config, self.num_steps - 1):
             self._place()
@@ -177,7 +165,9 @@ class SliceSession:
 
     def delta(self) -> Delta:
         """What changed since the session began, as disjoint blocks; nothing dense is made. Works after leaving too."""
-        if self._stale:
+        if self.open:
+            self._watch.settle()
+        if self._watch.stale:
             self._opened().write_back()
         tensors = self._tensors()
         buffers = self._buffer_names()
@@ -207,7 +197,7 @@ class SliceSession:
             for rect, before in log.originals(name):
                 write(tensors[name], rect, before)
         log.clear()
-        self.num_steps, self._stale = 0, False
+        self.num_steps, self._watch.stale = 0, False
         if self.open:
             self._restart()
 
@@ -217,7 +207,8 @@ class SliceSession:
         It holds what was touched, not the model: load it into a session on the same pretrained model.
         """
         self._opened()
-        self._refuse_stale()
+        self._watch.settle()
+        self._watch.refuse_stale()
         state = pack(self._log(), self._tensors(), fresh=self._fresh_names() | self._buffer_names())
         masters = {name: p.detach().clone() for name, p in self._masters().items()}
         return {"version": 1, "config": self.config.as_dict(), "num_steps": self.num_steps, "masters": masters, **state}
@@ -236,7 +227,7 @@ class SliceSession:
             what = ", ".join(f"{k} is {state['config'].get(k)!r}, here {ours[k]!r}" for k in differing)
             raise ValueError(f"session state was taken with another configuration: {what}")
         self._opened()
-        if self.num_steps or self._stale:
+        if self.num_steps or self._watch.stale:
             raise ValueError(
                 f"session state goes into a fresh session; this one has taken {self.num_steps} steps: revert() first"
             )
@@ -250,7 +241,7 @@ class SliceSession:
     # Inside.
 
     def _opened(self) -> Injection:
-        if self._injection is None or not self._hooks:
+        if self._injection is None or not self.open:
             raise RuntimeError("the session is not open; use it inside `with paring.sliced(model, config) as session:`")
         return self._injection
 
@@ -298,9 +289,7 @@ class SliceSession:
                     self._log().touch(name, tensor, rect)
             slot.place(slice_)
             for copy in (slot.copy, *slot.bias_copies):
-                copy.grad = None
-                self._moved.add(copy)
-                forget(self._optimizers, copy)
+                self._watch.moved(copy)
 
     def _restart(self) -> None:
         """After the weights were replaced: originals of the rest, working copies and optimizer state anew."""
@@ -308,12 +297,8 @@ class SliceSession:
         for slot in self._slots:
             slot.slice = None
         self._place()
-        self._moved.clear()
-        injection = self._opened()
-        injection.load()
-        for parameter in injection.parameters():
-            parameter.grad = None
-            forget(self._optimizers, parameter)
+        self._opened().load()
+        self._watch.restarted()
 
     def _masters(self) -> dict[str, nn.Parameter]:
         """Working copies that hold more than their weights do (half precision), by name."""
@@ -324,60 +309,6 @@ class SliceSession:
                 out |= {f"{slot.layer.name}.{i}": copy for i, copy in enumerate(copies)}
         wholes = self._injection.wholes if self._injection else []
         return out | {w.name: w.master for w in wholes if w.master is not None}
-
-    def _stepping(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Before any optimizer's step. One of ours that is new may have been loaded with moments of slices left since."""
-        if not owned_by(optimizer, self._opened().parameters()):
-            return
-        self._inside_step = True
-        self._closure_hook = self.model.register_forward_pre_hook(self._refresher())
-        if optimizer not in self._optimizers:
-            self._optimizers.add(optimizer)
-            for parameter in self._moved:
-                forget([optimizer], parameter)
-
-    def _refresher(self) -> Callable[[nn.Module, Any], None]:
-        """A closure (LBFGS) looks at the loss inside a step: the weights follow the working copies there.
-
-        The hook is there only while an optimizer steps: on a compiled model a hook would change how all else is compiled.
-        A function, not a method: a deep copy of the model would copy a method's session with it.
-        """
-
-        def refresh(module: nn.Module, args: Any) -> None:
-            if self._inside_step and module is self.model:
-                self._opened().write_back()
-
-        return refresh
-
-    def _unhook(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        if self._closure_hook is not None:  # an optimizer that failed inside its step
-            self._closure_hook.remove()
-
-    def _stepped(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """After any optimizer's step: is it one of ours? Then the weights wait for ``step``."""
-        if not owned_by(optimizer, self._opened().parameters()):
-            return
-        self._inside_step = False
-        if self._closure_hook is not None:
-            self._closure_hook.remove()
-        self._stale = self._trained = True
-        if not owned_by(optimizer, (slot.copy for slot in self._slots)):
-            return
-        waiting = [slot for slot in self._slots if not slot.used and slot.slice is not None]
-        for slot in waiting:
-            slot.used = slot.copy.grad is not None
-        if waiting and not any(slot.used for slot in self._slots):
-            raise RuntimeError(
-                "no slice received a gradient. Was backward called? Was the model compiled before the session was entered "
-                "(compile it inside)? Does it use reentrant gradient checkpointing (pass use_reentrant=False)?"
-            )
-
-    def _refuse_stale(self) -> None:
-        if self._stale and not self._inside_step:
-            raise RuntimeError("the optimizer has stepped, but session.step() was not called after it: the weights are stale")
 
 
 def _rank() -> int:
