@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paring.tune.slices import AXES, Axis
+
+if TYPE_CHECKING:
+    from paring.tune.recommended import Recommended
 
 Order = str | tuple[int, ...]
 
@@ -84,6 +87,27 @@ class SliceConfig:
             side, _, count = self.layers.partition(":")
             if side not in ("upper", "lower") or not count.isdigit() or int(count) < 1:
                 _refuse("layers", self.layers, "block indices, 'upper:3' or 'lower:3'")
+
+    @staticmethod
+    def recommended(model: Any, num_steps: int) -> "Recommended":
+        """Slices and a learning rate for ``model`` that need no tuning: static column slices in every layer.
+
+        What did well on the tasks of ``benchmarks/tune_quality.py``, with the rank scaled to the model's width and layers of
+        few inputs left out.
+
+        Args:
+            model: as for ``paring.sliced``.
+            num_steps: optimizer steps of the run.
+
+        Returns:
+            ``(config, learning_rate)``: the rate is the highest, for AdamW with a short warm-up, then linearly to zero.
+
+        Raises:
+            ValueError: the model has no layer to slice, or ``num_steps`` is below 1.
+        """
+        from paring.tune.recommended import recommended  # reads models; this file does not
+
+        return recommended(model, num_steps)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values (tuples as lists), equal for equal settings; ``SliceConfig(**config.as_dict())`` gives it back."""

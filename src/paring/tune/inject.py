@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from paring.delta.claims import claim, is_claimed, release
+from paring.tune.entered import Entered, refusal
 from paring.tune.kinds import AnyLayer
 from paring.tune.ops import attach, attach_traced
 from paring.tune.slot import BIAS, COPY, START, Member, Slot, traceable, wide_dtype
@@ -57,6 +58,12 @@ class WholeTensor:
             with torch.no_grad():
                 self.master.copy_(self.original)
 
+    def put_back(self) -> None:
+        """The parameter in its place, should an interrupt have come while the working copy stood there."""
+        now = self.module._parameters.get(self.attribute)
+        if isinstance(now, Tensor) and not isinstance(now, nn.Parameter):
+            self.module._parameters[self.attribute] = self.original
+
 
 class Injection:
     """What a session has put into a model.
@@ -74,15 +81,15 @@ class Injection:
         self._guard = guard
         self._handles: list[RemovableHandle] = []
         self._added: list[tuple[nn.Module, str]] = []
-        self._flags = [(p, p.requires_grad) for p in model.parameters()]
         self._modules = list(model.modules())
+        self.entered = Entered(model)
+        self.entered.watch([*(p for slot in slots for p in slot.stands_for), *(w.original for w in self.wholes)])
 
     def insert(self) -> None:
         """Freezes the model, adds working copies and hooks; on any failure the model is as before."""
         try:
             claim(self._modules)
-            for parameter, _ in self._flags:
-                parameter.requires_grad_(False)
+            self.entered.freeze()
             for slot in self.slots:
                 self._add(slot.layer.module, COPY, slot.copy, slot.load)
                 for member, copy in zip(slot.biased, slot.bias_copies, strict=True):
@@ -116,9 +123,10 @@ class Injection:
             for member in slot.members:
                 member.module._buffers.pop(START, None)
                 member.module._non_persistent_buffers_set.discard(START)
+        for whole in self.wholes:
+            whole.put_back()
         release(self._modules)
-        for parameter, flag in self._flags:
-            parameter.requires_grad_(flag)
+        self.entered.restore()
 
     def parameters(self) -> list[nn.Parameter]:
         """What an optimizer trains: working copies, then modules trained whole."""
@@ -126,9 +134,32 @@ class Injection:
         return sliced + list({id(w.trained): w.trained for w in self.wholes}.values())
 
     def write_back(self) -> None:
-        """Working copies into the weights."""
-        pairs = [pair for slot in self.slots for pair in slot.pairs()]
-        pairs += [(w.original.detach(), w.master.detach()) for w in self.wholes if w.master is not None]
+        """Working copies into the weights.
+
+        Raises:
+            RuntimeError: a weight has another type, shape or identity than on entering; nothing is written then.
+        """
+        self.refuse_changed()
+        self._write(self.slots, self.wholes)
+
+    def refuse_changed(self) -> None:
+        if changes := self.entered.changes():
+            raise refusal(changes)
+
+    def write_last(self) -> RuntimeError | None:
+        """On leaving: writes what still fits; the error, if weights were changed under their working copies."""
+        changes = self.entered.changes()
+        if not changes:
+            self._write(self.slots, self.wholes)
+            return None
+        gone = {id(c.parameter) for c in changes if not c.writable}
+        slots = [slot for slot in self.slots if not any(id(p) in gone for p in slot.stands_for)]
+        self._write(slots, [w for w in self.wholes if id(w.original) not in gone])
+        return refusal(changes)
+
+    def _write(self, slots: Iterable[Slot], wholes: Iterable["WholeTensor"]) -> None:
+        pairs = [pair for slot in slots for pair in slot.pairs()]
+        pairs += [(w.original.detach(), w.master.detach()) for w in wholes if w.master is not None]
         if pairs:
             with torch.no_grad():
                 torch._foreach_copy_([into for into, _ in pairs], [copy for _, copy in pairs])
@@ -191,13 +222,21 @@ def _whole_tensors(model: nn.Module, names: Iterable[str]) -> Iterable[WholeTens
 
 def _use_master(whole: WholeTensor) -> list[RemovableHandle]:
     """While the module runs, its parameter is the fp32 copy cast down, so that the gradient reaches the copy."""
-    module, attribute, master = whole.module, whole.attribute, whole.master
+    attribute, master = whole.attribute, whole.master
     assert master is not None
+    stood: nn.Parameter | None = whole.original
 
     def swap(module: nn.Module, args: Any) -> None:
-        module._parameters[attribute] = master.to(whole.original.dtype)  # type: ignore[assignment]
+        nonlocal stood
+        if module is whole.module:  # a deep copy of the model runs plain
+            stood = module._parameters[attribute]
+            module._parameters[attribute] = master.to(whole.original.dtype)  # type: ignore[assignment]
 
     def swap_back(module: nn.Module, args: Any, output: Any) -> None:
-        module._parameters[attribute] = whole.original
+        if module is whole.module:
+            module._parameters[attribute] = stood
 
-    return [module.register_forward_pre_hook(swap), module.register_forward_hook(swap_back, always_call=True)]
+    return [
+        whole.module.register_forward_pre_hook(swap),
+        whole.module.register_forward_hook(swap_back, always_call=True),
+    ]

@@ -98,17 +98,29 @@ class SliceSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        refused = self._leave()
+        if refused is not None and kind is None:  # else the error on its way has said it, or says more
+            raise refused
         idle = [slot.layer.name for slot in self._slots if not slot.used]
         if kind is None and self._watch.trained and idle and self.config.layer_window is None:
             warnings.warn(f"{len(idle)} sliced layer(s) never received a gradient, e.g. '{idle[0]}'", stacklevel=2)
 
     def close(self) -> None:
-        """Leaves a plain model with the weights learnt so far; again does nothing. ``delta`` and ``revert`` still work."""
+        """Leaves a plain model with the weights learnt so far; again does nothing. ``delta`` and ``revert`` still work.
+
+        Raises:
+            RuntimeError: a weight was replaced or cast under its working copy (see ``step``); the model is plain all the
+                same, with all that could be written.
+        """
+        refused = self._leave()
+        if refused is not None:
+            raise refused
+
+    def _leave(self) -> RuntimeError | None:
         if self._injection is None or not self.open:
-            return
+            return None
         try:
-            self._injection.write_back()
+            return self._injection.write_last()
         finally:
             self._watch.stop()
             self._injection.remove()
@@ -138,6 +150,11 @@ class SliceSession:
 
         A step that a gradient scaler skipped counts as a step too. A slice that becomes active starts with fresh
         optimizer state; gradients of the slice left behind are dropped.
+
+        Raises:
+            RuntimeError: a weight has another type, shape or identity than on entering (``model.bfloat16()``,
+                ``load_state_dict(assign=True)``); the optimizer's step refuses it before this does. Moving the model to
+                another device is fine.
         """
         injection = self._opened()
         self._watch.settle()
@@ -149,7 +166,7 @@ class SliceSession:
 
     def summary(self) -> str:
         """One line: what is sliced, what is trained whole, what was left alone."""
-        layers, total = self.selection.layers, sum(p.numel() for p, _ in self._opened()._flags)
+        layers, total = self.selection.layers, self._opened().entered.num_entries
         window = f" in a window of {self.config.layer_window} blocks" if self.config.layer_window else ""
         text = (
             f"{len(layers)} layers sliced ({'/'.join(self.config.modes)}, rank {self.config.rank}{window}), "
@@ -170,6 +187,7 @@ class SliceSession:
         if self._watch.stale:
             self._opened().write_back()
         tensors = self._tensors()
+        self._log().refuse_other(tensors)
         buffers = self._buffer_names()
         blocks: dict[str, tuple[Block, ...]] = {}
         for name in self._log():
@@ -193,6 +211,7 @@ class SliceSession:
         log, tensors = self._log(), self._tensors()
         if not self.open:
             refuse_claimed(self.model, "the session cannot be reverted")
+        log.refuse_other(tensors)
         for name in log:
             for rect, before in log.originals(name):
                 write(tensors[name], rect, before)
@@ -209,6 +228,7 @@ class SliceSession:
         self._opened()
         self._watch.settle()
         self._watch.refuse_stale()
+        self._log().refuse_other(self._tensors())
         state = pack(self._log(), self._tensors(), fresh=self._fresh_names() | self._buffer_names())
         masters = {name: p.detach().clone() for name, p in self._masters().items()}
         return {"version": 1, "config": self.config.as_dict(), "num_steps": self.num_steps, "masters": masters, **state}

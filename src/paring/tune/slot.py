@@ -46,6 +46,7 @@ class Slot:
     Attributes:
         layer: what was selected.
         members: the modules that use the weight; the first is the layer itself and carries the working copy.
+        stands_for: the parameters whose entries the working copies hold.
         slice: the active slice; None outside the layer window.
         used: whether a gradient has ever reached the working copy.
     """
@@ -67,6 +68,7 @@ class Slot:
         self.bias_copies = [
             nn.Parameter(torch.zeros(config.rank, dtype=wide_dtype(weight), device=weight.device)) for _ in self.biased
         ]
+        self.stands_for: list[nn.Parameter] = [weight, *(m.module.bias for m in self.biased)]
 
     @property
     def weight(self) -> nn.Parameter:

@@ -11,7 +11,7 @@ touches for the first time is its part outside R and C: a few rectangles, disjoi
 import tempfile
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -85,6 +85,23 @@ class UndoLog:
         for rect in rects:
             self._append(name, tensor, rect)
         self._touched[name] = rows.numpy().copy(), columns.numpy().copy()
+
+    def refuse_other(self, tensors: Mapping[str, Tensor]) -> None:
+        """That the tensors are still of the type and extent of which the originals were kept.
+
+        Raises:
+            RuntimeError: one is missing, was cast or has another extent, so that originals and values do not compare.
+        """
+        for name, kept in self._kept.items():
+            if name not in tensors:
+                raise RuntimeError(f"the model has lost its tensor '{name}', of which the session keeps originals; put it back")
+            extents = tuple(len(seen) for seen in self._touched[name])
+            now = matrix_shape(tensors[name].shape or torch.Size((1,)))
+            if now != extents or any(k.dtype != tensors[name].dtype for k in kept):
+                raise RuntimeError(
+                    f"'{name}' is {list(now)} {tensors[name].dtype}, its originals are {list(extents)} {kept[0].dtype}: it was "
+                    "changed since the session was entered; take the delta and revert before that, or undo the change"
+                )
 
     def clear(self) -> None:
         """Forgets everything, for when the originals are back in place."""

@@ -41,6 +41,7 @@ class OptimizerWatch:
         ]
 
     def stop(self) -> None:
+        self.stale = False
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -85,6 +86,7 @@ class OptimizerWatch:
         """Before any optimizer's step. One of ours that is new may have been loaded with moments of slices left since."""
         if not owned_by(optimizer, self._ours.parameters()):
             return
+        self._ours.refuse_changed()  # here nothing has been changed yet
         self._leave_step()
         self._inside = True
         self._closure_hook = self._ours.model.register_forward_pre_hook(self._refresher())
