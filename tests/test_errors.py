@@ -140,6 +140,47 @@ def test_a_layer_that_never_takes_part_is_named() -> None:
         train(session, lambda i: model["head"](model["used"](torch.ones(8))).sum(), 3)
 
 
+def test_an_idle_layer_is_named_once_the_window_has_been_there() -> None:
+    class Partial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.ModuleDict({"a": nn.Linear(8, 8), "b": nn.Linear(8, 8)}) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block["a"](x)
+            return x.square().sum()
+
+    config = SliceConfig(rank=4, modes=("row",), move_steps=1, layer_window=1, targets=("*",), train_also=())
+    for steps, idle in ((1, 1), (2, 2)):  # what the window has not reached yet is not idle
+        model = Partial()
+        with pytest.warns(UserWarning, match=rf"{idle} sliced layer.* never received a gradient, e.g. 'blocks.{3 - idle}.b'"):
+            with sliced(model, config, verbose=False) as session:
+                train(session, lambda i, model=model: model(torch.ones(8)), steps)
+
+
+def test_half_precision_tensors_that_another_module_reads_are_named() -> None:
+    """nn.MultiheadAttention takes its out_proj's weight without calling out_proj."""
+
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.attend, self.head = nn.Linear(8, 8), nn.MultiheadAttention(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(x)
+            return self.head(self.attend(x, x, x)[0]).float().square().sum()
+
+    config = SliceConfig(rank=4, modes=("row",), move_steps=2, targets=("body",), train_also=("attend", "head"))
+    named = r"without any gradient: attend\.out_proj\.weight, attend\.out_proj\.bias; .* load the model in fp32"
+    model = Attending().bfloat16()
+    with pytest.warns(UserWarning, match=named), sliced(model, config, verbose=False) as session:
+        train(session, lambda i: model(torch.ones(3, 1, 8, dtype=torch.bfloat16)), 2)
+    model = Attending()
+    with sliced(model, config, verbose=False) as session:  # in fp32 all of it is trained
+        train(session, lambda i: model(torch.ones(3, 1, 8)), 2)
+
+
 def test_failing_to_enter_leaves_the_model_as_it_was(tmp_path_factory: pytest.TempPathFactory) -> None:
     model = bert()
     flags = [p.requires_grad for p in model.parameters()]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from paring import SliceConfig, sliced
 from paring.tune.kinds import kind_of
@@ -143,3 +144,27 @@ def test_column_slice_keeps_only_its_columns() -> None:
         kept[axis] = sum(storages.values())
         del y
     assert kept == {"column": 4 * 100 * 4 * 4, "row": 4 * 100 * 64 * 4}
+
+
+@pytest.mark.parametrize("settings", [{}, {"layer_window": 1}])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_backward_from_before_a_move_is_refused(settings: dict, checkpointed: bool) -> None:
+    """Its gradient belongs to the slice that was left; autograd alone does not notice where no weight above changes."""
+    model, x = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)]), torch.randn(4, 8)
+    config = SliceConfig(rank=2, modes=("row",), move_steps=1, targets=("*",), train_also=(), **settings)
+    top = model[1]
+
+    def forward() -> Tensor:
+        return checkpoint(top, x, use_reentrant=False) if checkpointed else top(x)
+
+    with sliced(model, config, verbose=False) as session:
+        early = forward().sum()
+        session.step()
+        with pytest.raises(RuntimeError, match=r"backward of a forward from before the slice of '1' moved.*forward again"):
+            early.backward()
+        assert all(p.grad is None for p in session.parameters())
+        if not settings:
+            late = forward().sum()
+            late.backward(retain_graph=True)
+            late.backward()  # the same placement still
+            assert session._slots[1].copy.grad is not None

@@ -40,10 +40,14 @@ def refuse_second(model: nn.Module) -> None:
 
 
 class WholeTensor:
-    """A parameter of a module trained whole; ``master`` is its fp32 working copy where it is half precision."""
+    """A parameter of a module trained whole; ``master`` is its fp32 working copy where it is half precision.
+
+    ``used``: whether a gradient has ever reached what is trained.
+    """
 
     def __init__(self, name: str, module: nn.Module, attribute: str) -> None:
         self.name, self.module, self.attribute = name, module, attribute
+        self.used = False
         self.original: nn.Parameter = module._parameters[attribute]  # type: ignore[assignment]
         wide = wide_dtype(self.original)
         self.master = None if wide == self.original.dtype else nn.Parameter(self.original.detach().to(wide))
@@ -201,7 +205,8 @@ class Injection:
             if not torch.is_grad_enabled():
                 return None
             assert slot.slice is not None and member.product is not None
-            return attach(y, slot.copy, member.bias_copy, kept_by(module, x, y, slot.slice), member.product)
+            kept = kept_by(module, x, y, slot.slice)
+            return attach(y, slot.copy, member.bias_copy, kept, member.product, slot.placement)
 
         # Convolutions break a compiled graph here and run as written (what torch.compiler.disable marks, without
         # its import of the compiler).

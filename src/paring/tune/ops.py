@@ -12,6 +12,7 @@ takes 4 to 5 times as long on a CPU. The working copy is therefore stored ``[r, 
 also is what fused optimizers need (on a strided view they write outside the slice).
 """
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +26,14 @@ class Product(Protocol):
     def __call__(self, kept: Tensor, dy: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
+@dataclass
+class Placement:
+    """How often the slice of ``layer`` has been placed; a graph is good for the placement that it was built under."""
+
+    layer: str
+    number: int = 0
+
+
 class _Attach(torch.autograd.Function):
     """Identity on ``y``; its backward hands the slice (and the bias entries) their gradients.
 
@@ -33,23 +42,32 @@ class _Attach(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: Product) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: Product, placement: Placement | None
+    ) -> Tensor:
         if not y._is_view():  # always so (see attach); asked here because the compiler leaves a function alone that asks
             ctx.mark_dirty(y)
         ctx.save_for_backward(kept)
-        ctx.product = product
+        ctx.product, ctx.placement, ctx.number = product, placement, placement and placement.number
         ctx.like, ctx.bias_like = _meta(copy), None if bias is None else _meta(bias)
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None, None]:
+        if ctx.placement is not None and ctx.placement.number != ctx.number:
+            raise RuntimeError(
+                f"backward of a forward from before the slice of '{ctx.placement.layer}' moved: the gradient would go to other "
+                "entries than the loss was computed with; run the forward again after session.step()"
+            )
         (kept,) = ctx.saved_tensors
         d_slice, d_bias = ctx.product(kept, dy)
-        return dy, _fill(d_slice, *ctx.like), _bias(d_bias, ctx.bias_like), None, None
+        return dy, _fill(d_slice, *ctx.like), _bias(d_bias, ctx.bias_like), None, None, None
 
 
-def attach(y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: Product) -> Tensor:
+def attach(
+    y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: Product, placement: Placement | None = None
+) -> Tensor:
     """``y``, through which ``copy`` (and ``bias``) now receive gradients.
 
     Args:
@@ -58,12 +76,13 @@ def attach(y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, product: 
         bias: the working copy of the bias entries of the active rows, ``[r]``, or None.
         kept: what ``product`` needs of the input.
         product: makes the gradients from ``kept`` and the output's gradient.
+        placement: the slice's; backward raises RuntimeError if the slice has been placed anew by then.
     """
     if y._is_view():
         # Outputs often are views (three dimensions, Conv1D). In place on a view, autograd would copy the whole gradient;
         # this is the same memory as a tensor of its own, which nothing else refers to.
         y = torch.ops.aten._unsafe_view(y, y.shape)
-    return _Attach.apply(y, copy, bias, kept, product)
+    return _Attach.apply(y, copy, bias, kept, product, placement)
 
 
 def thin_product(thin: Tensor, wide: Tensor) -> Tensor:
@@ -84,12 +103,12 @@ def _meta(copy: Tensor) -> tuple[torch.Size, torch.dtype]:
 
 
 def _fill(gradient: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The gradient in the working copy's type and shape; a flat copy, sized for the longer mode, ends in zeros."""
+    """The gradient in the working copy's type and shape; a copy with room for more entries ends in zeros."""
     if gradient.shape == shape:
         return gradient.to(dtype)
-    flat = gradient.new_zeros(shape, dtype=dtype)
-    flat[: gradient.numel()] = gradient.reshape(-1)
-    return flat
+    filled = gradient.new_zeros(shape, dtype=dtype)
+    filled.view(-1)[: gradient.numel()] = gradient.reshape(-1)
+    return filled
 
 
 def _bias(gradient: Tensor | None, like: tuple[torch.Size, torch.dtype] | None) -> Tensor | None:
@@ -99,19 +118,22 @@ def _bias(gradient: Tensor | None, like: tuple[torch.Size, torch.dtype] | None) 
         return None
     if gradient is None:
         raise AssertionError("a product gave no bias gradient")
-    return gradient.to(like[1])
+    return _fill(gradient, *like)
 
 
 class _AttachTraced(torch.autograd.Function):
     """The same for ``torch.compile``, linear layers only: the position is a tensor, so a move compiles nothing anew.
 
-    A compiled graph has no in-place marks; the copy of ``y`` made here is fused away.
+    A compiled graph has no in-place marks; the copy of ``y`` made here is fused away. Nor has it a place for the check
+    that a backward belongs to this placement (a number read while tracing would be a constant of the graph, and every move
+    compile it anew): a backward left over from before a move is not noticed here.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, copy: Tensor, bias: Tensor | None, kept: Tensor, index: Tensor, axis: str) -> Tensor:
         ctx.save_for_backward(kept, index)
-        ctx.axis, ctx.shape, ctx.dtype, ctx.with_bias = axis, copy.shape, copy.dtype, bias is not None
+        ctx.axis, ctx.shape, ctx.dtype = axis, copy.shape, copy.dtype
+        ctx.bias_shape = None if bias is None else bias.shape
         return y.clone()
 
     @staticmethod
@@ -122,11 +144,18 @@ class _AttachTraced(torch.autograd.Function):
         thin = kept_T if ctx.axis == "column" else dy_TO.index_select(1, index)
         d_slice = thin.t() @ (dy_TO if ctx.axis == "column" else kept_T)
         d_bias = None
-        if ctx.with_bias:
+        if ctx.bias_shape is not None:
             d_bias = (thin.sum(0) if ctx.axis == "row" else dy.new_zeros(index.shape[0])).to(ctx.dtype)
-        if len(ctx.shape) == 1:
-            d_slice = torch.nn.functional.pad(d_slice.reshape(-1), (0, ctx.shape[0] - d_slice.numel()))
+            d_bias = _padded(d_bias, ctx.bias_shape)
+        d_slice = _padded(d_slice, ctx.shape)
         return dy, d_slice.to(ctx.dtype), d_bias, None, None, None
+
+
+def _padded(gradient: Tensor, shape: torch.Size) -> Tensor:
+    """``_fill`` without writing in place, for the compiler."""
+    if gradient.shape == shape:
+        return gradient
+    return torch.nn.functional.pad(gradient.reshape(-1), (0, shape.numel() - gradient.numel())).view(shape)
 
 
 def attach_traced(x: Tensor, y: Tensor, copy: Tensor, bias: Tensor | None, start: Tensor, axis: str, rank: int) -> Tensor:

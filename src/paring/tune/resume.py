@@ -38,6 +38,9 @@ def unpack(state: Mapping[str, Any], log: UndoLog, tensors: Mapping[str, Tensor]
             changed then.
     """
     for name, part in state["touched"].items():
+        missing = {"rects", "values", "rows", "columns", "base"} - set(part)
+        if missing:
+            raise ValueError(f"session state is incomplete: '{name}' has no {', '.join(sorted(missing))}")
         _check_shape(name, part, tensors)
     for name, part in state["touched"].items():
         _check_base(name, part, tensors[name])
@@ -63,6 +66,12 @@ def _check_shape(name: str, part: Mapping[str, Any], tensors: Mapping[str, Tenso
         raise ValueError(
             f"session state does not fit the model: '{name}' was {list(extents)} {part['values'].dtype}, "
             f"here it is {list(ours)} {tensor.dtype}"
+        )
+    rects = _rects(part)
+    inside = all(0 <= r.row < r.row_stop <= ours[0] and 0 <= r.column < r.column_stop <= ours[1] for r in rects)
+    if not inside or sum(r.shape[0] * r.shape[1] for r in rects) != part["values"].numel():
+        raise ValueError(
+            f"session state is damaged: the rectangles of '{name}' do not fit its shape or its {part['values'].numel()} values"
         )
 
 

@@ -17,6 +17,7 @@ The originals of what was touched lie in a file on disk (undo), so memory holds 
 
 import sys
 import warnings
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -59,6 +60,7 @@ class SliceSession:
         model, config: as given.
         selection: the layers sliced and the modules trained whole.
         num_steps: optimizer steps taken.
+        rank: of the slices now; the configured one until ``narrow``.
     """
 
     def __init__(self, model: nn.Module, config: SliceConfig, *, verbose: bool = True, scratch: str | None = None) -> None:
@@ -67,7 +69,7 @@ class SliceSession:
         self.selection: Selection = select(model, config)
         self.matrices = {layer.name: layer.matrix for layer in self.selection.layers}
         schedules.check(config, self.matrices)
-        self.num_steps = 0
+        self.num_steps, self.rank = 0, config.rank
         self._verbose, self._scratch = verbose, scratch
         self._slots: list[Slot] = []
         self._injection: Injection | None = None
@@ -101,9 +103,9 @@ class SliceSession:
         refused = self._leave()
         if refused is not None and kind is None:  # else the error on its way has said it, or says more
             raise refused
-        idle = [slot.layer.name for slot in self._slots if not slot.used]
-        if kind is None and self._watch.trained and idle and self.config.layer_window is None:
-            warnings.warn(f"{len(idle)} sliced layer(s) never received a gradient, e.g. '{idle[0]}'", stacklevel=2)
+        if kind is None and self._watch.trained:
+            for text in self._watch.idle():
+                warnings.warn(text, stacklevel=2)
 
     def close(self) -> None:
         """Leaves a plain model with the weights learnt so far; again does nothing. ``delta`` and ``revert`` still work.
@@ -137,8 +139,9 @@ class SliceSession:
 
     @property
     def num_trainable(self) -> int:
-        """Entries trained at this step: the active slices, and the modules trained whole."""
-        return sum(slot.num_active() for slot in self._slots) + sum(w.trained.numel() for w in self._opened().wholes)
+        """Entries trained at this step, or in the last one: the active slices, and the modules trained whole."""
+        wholes = self._injection.wholes if self._injection else []
+        return sum(slot.num_active() for slot in self._slots) + sum(w.trained.numel() for w in wholes)
 
     @property
     def active(self) -> dict[str, Slice]:
@@ -164,12 +167,33 @@ class SliceSession:
         if schedules.visits(self.config, self.num_steps) != schedules.visits(self.config, self.num_steps - 1):
             self._place()
 
+    def narrow(self, rank: int) -> None:
+        """Goes on with slices of a lower rank, from the next step (rank decay). Counts as a move.
+
+        The working copies keep their identity and size; a narrower slice uses the first of their entries. The schedule is
+        that of the configuration with this rank, at the present step. ``revert`` goes back to the configured rank.
+
+        Args:
+            rank: at least 1, at most the present one.
+
+        Raises:
+            ValueError: another rank. RuntimeError: the session is not open, or an optimizer's step waits for ``step``.
+        """
+        self._opened()
+        self._watch.settle()
+        self._watch.refuse_stale()
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= self.rank:
+            raise ValueError(f"narrow: rank is {rank!r}; expected a whole number from 1 to {self.rank}, the present rank")
+        if rank != self.rank:
+            self.rank = rank
+            self._place()
+
     def summary(self) -> str:
         """One line: what is sliced, what is trained whole, what was left alone."""
         layers, total = self.selection.layers, self._opened().entered.num_entries
         window = f" in a window of {self.config.layer_window} blocks" if self.config.layer_window else ""
         text = (
-            f"{len(layers)} layers sliced ({'/'.join(self.config.modes)}, rank {self.config.rank}{window}), "
+            f"{len(layers)} layers sliced ({'/'.join(self.config.modes)}, rank {self.rank}{window}), "
             f"{self.num_trainable:,} of {total:,} entries trained at a time"
         )
         if self.selection.whole:
@@ -188,13 +212,12 @@ class SliceSession:
             self._opened().write_back()
         tensors = self._tensors()
         self._log().refuse_other(tensors)
-        buffers = self._buffer_names()
         blocks: dict[str, tuple[Block, ...]] = {}
         for name in self._log():
             changed = []
             for rect, before in self._log().originals(name):
                 after = read(tensors[name], rect).cpu()
-                if name not in buffers or not same_bits(before, after):
+                if not same_bits(before, after):
                     changed.append(Block(rect, before, after))
             if changed:
                 blocks[name] = tuple(changed)
@@ -216,7 +239,7 @@ class SliceSession:
             for rect, before in log.originals(name):
                 write(tensors[name], rect, before)
         log.clear()
-        self.num_steps, self._watch.stale = 0, False
+        self.num_steps, self.rank, self._watch.stale = 0, self.config.rank, False
         if self.open:
             self._restart()
 
@@ -231,7 +254,14 @@ class SliceSession:
         self._log().refuse_other(self._tensors())
         state = pack(self._log(), self._tensors(), fresh=self._fresh_names() | self._buffer_names())
         masters = {name: p.detach().clone() for name, p in self._masters().items()}
-        return {"version": 1, "config": self.config.as_dict(), "num_steps": self.num_steps, "masters": masters, **state}
+        return {
+            "version": 1,
+            "config": self.config.as_dict(),
+            "num_steps": self.num_steps,
+            "rank": self.rank,
+            "masters": masters,
+            **state,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where ``state_dict`` was taken, bit for bit; load the optimizer's own state after this.
@@ -239,7 +269,10 @@ class SliceSession:
         Raises:
             ValueError: another version, configuration or base model; the session is as it was then.
         """
-        if state.get("version") != 1:
+        missing = {"version", "config", "num_steps", "rank", "masters", "touched"} - set(state)
+        if missing:
+            raise ValueError(f"session state is incomplete: it has no {', '.join(sorted(missing))}")
+        if state["version"] != 1:
             raise ValueError(f"session state has version {state.get('version')!r}; expected 1")
         ours = self.config.as_dict()
         differing = [k for k in ours if ours[k] != state["config"].get(k)]
@@ -251,12 +284,16 @@ class SliceSession:
             raise ValueError(
                 f"session state goes into a fresh session; this one has taken {self.num_steps} steps: revert() first"
             )
+        if not 1 <= state["rank"] <= self.config.rank:
+            raise ValueError(f"session state has rank {state['rank']}; expected at most the configured {self.config.rank}")
+        self._check_masters(state["masters"])
         unpack(state, self._log(), self._tensors())
-        self.num_steps = state["num_steps"]
+        self.num_steps, self.rank = state["num_steps"], state["rank"]
         self._restart()
         with torch.no_grad():
             for name, master in self._masters().items():
-                master.copy_(state["masters"][name])
+                if name in state["masters"]:
+                    master.copy_(state["masters"][name])
 
     # Inside.
 
@@ -299,7 +336,7 @@ class SliceSession:
 
     def _place(self) -> None:
         """Slices to where the schedule has them now."""
-        plan = schedules.plan(self.config, self.matrices, self.num_steps)
+        plan = schedules.plan(replace(self.config, rank=self.rank), self.matrices, self.num_steps)
         for slot in self._slots:
             slice_ = plan.get(slot.layer.name)
             if slice_ == slot.slice:
@@ -319,6 +356,17 @@ class SliceSession:
         self._place()
         self._opened().load()
         self._watch.restarted()
+
+    def _check_masters(self, masters: dict[str, Tensor]) -> None:
+        """That working copies of a state are of tensors that have some here, of their shapes."""
+        ours = {f"{s.layer.name}.{i}": c for s in self._slots for i, c in enumerate((s.copy, *s.bias_copies))}
+        ours |= {w.name: w.master for w in self._opened().wholes if w.master is not None}
+        for name, values in masters.items():
+            if name not in ours or ours[name].shape != values.shape:
+                here = list(ours[name].shape) if name in ours else "none"
+                raise ValueError(
+                    f"session state does not fit the model: the working copy of '{name}' is {list(values.shape)}, here {here}"
+                )
 
     def _masters(self) -> dict[str, nn.Parameter]:
         """Working copies that hold more than their weights do (half precision), by name."""

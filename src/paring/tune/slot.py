@@ -3,7 +3,7 @@
 The working copy is a small contiguous leaf, fp32 where the weight is half precision, registered on the layer so that
 optimizers and ``DistributedDataParallel`` find it among the model's parameters. It keeps its identity and size for the
 whole session; a move changes its contents. With one mode it is ``[r, n]``; with two, whose n differ, it is flat and as
-long as the longer one, the rest idle at zero gradient.
+long as the longer one, the rest idle at zero gradient; so is what a slice narrower than the configured rank leaves.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from paring.delta.blocks import Rect, read, view, write
 from paring.tune.config import SliceConfig
 from paring.tune.kinds import EMBEDDING, LINEAR, AnyLayer, Kind
-from paring.tune.ops import Product
+from paring.tune.ops import Placement, Product
 from paring.tune.slices import Slice
 from paring.tune.targets import Layer
 
@@ -48,6 +48,8 @@ class Slot:
         members: the modules that use the weight; the first is the layer itself and carries the working copy.
         stands_for: the parameters whose entries the working copies hold.
         slice: the active slice; None outside the layer window.
+        placement: which of its placements this is.
+        tried: whether an optimizer has ever stepped while the slice was active.
         used: whether a gradient has ever reached the working copy.
     """
 
@@ -55,7 +57,8 @@ class Slot:
         self.layer = layer
         self.members = [Member(*m) for m in ((layer.name, layer.module, layer.kind), *layer.sharing)]
         self.slice: Slice | None = None
-        self.used = False
+        self.placement = Placement(layer.name)
+        self.tried = self.used = False
         self.rank = config.rank
         weight = layer.module.weight
         lengths = [layer.matrix.length(axis) for axis in config.modes]
@@ -100,8 +103,10 @@ class Slot:
     def place(self, slice_: Slice | None) -> None:
         """Makes ``slice_`` the active one and loads the working copy from the weight."""
         self.slice = slice_
+        self.placement.number += 1
         if slice_ is None:
             return
+        self.rank = slice_.width
         for member in self.members:
             member.product = member.kind.product(member.module, slice_, member in self.biased)
             start = member.module._buffers.get(START)
@@ -137,9 +142,9 @@ class Slot:
         assert self.slice is not None
         rect, rank = self.rect, self.slice.width
         window = self.copy.detach()
-        if window.ndim == 1:
-            length = self.layer.matrix.length(self.slice.axis)
-            window = window[: rank * length].view(rank, length)
+        length = self.layer.matrix.length(self.slice.axis)
+        if window.shape != (rank, length):
+            window = window.view(-1)[: rank * length].view(rank, length)
         seen = view(self.weight.detach(), rect)
         return rect, window, None if seen is None else self._thin_first(seen)
 
@@ -153,7 +158,8 @@ class Slot:
         if self.slice.axis == "column":
             return []
         rows = slice(self.slice.start, self.slice.stop)
-        return [(c.detach(), m.module.bias.detach()[rows]) for c, m in zip(self.bias_copies, self.biased, strict=True)]
+        pairs = zip(self.bias_copies, self.biased, strict=True)
+        return [(copy.detach()[: self.slice.width], m.module.bias.detach()[rows]) for copy, m in pairs]
 
 
 def traceable(kind: Kind) -> bool:

@@ -75,6 +75,22 @@ class OptimizerWatch:
         if self.stale and not self._inside:
             raise RuntimeError("the optimizer has stepped, but session.step() was not called after it: the weights are stale")
 
+    def idle(self) -> list[str]:
+        """What was to be trained and never received a gradient, a sentence each. A parameter in its own type that the loss
+        does not use is left alone by any optimizer, so it is not worth a word."""
+        out = []
+        slots = [slot.layer.name for slot in self._ours.slots if slot.tried and not slot.used]
+        if slots:
+            out.append(f"{len(slots)} sliced layer(s) never received a gradient, e.g. '{slots[0]}'")
+        masters = [whole.name for whole in self._ours.wholes if whole.master is not None and not whole.used]
+        if masters:
+            out.append(
+                f"trained whole in half precision, but without any gradient: {', '.join(masters)}; a working copy stands in "
+                "only while its own module's forward runs, so if another module reads the tensor (as nn.MultiheadAttention "
+                "does out_proj's), load the model in fp32, or leave that module out of train_also"
+            )
+        return out
+
     # Inside.
 
     @property
@@ -121,12 +137,14 @@ class OptimizerWatch:
             return
         self._leave_step()
         self.stale = self.trained = True
+        for whole in self._ours.wholes:
+            whole.used = whole.used or whole.trained.grad is not None
         slots = self._ours.slots
         if not owned_by(optimizer, (slot.copy for slot in slots)):
             return
         waiting = [slot for slot in slots if not slot.used and slot.slice is not None]
         for slot in waiting:
-            slot.used = slot.copy.grad is not None
+            slot.tried, slot.used = True, slot.copy.grad is not None
         if waiting and not any(slot.used for slot in slots):
             raise RuntimeError(
                 "no slice received a gradient. Was backward called? Was the model compiled before the session was entered "
