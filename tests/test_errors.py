@@ -88,6 +88,13 @@ def test_computed_and_empty_weights_and_weights_trained_twice_are_refused() -> N
     tied[1].weight = tied[0].weight
     with pytest.raises(ValueError, match="layer '0' is sliced and shares its weight with '1', which is trained whole"):
         sliced(tied, SliceConfig(rank=2, move_steps=10, targets=("0",), train_also=("1",)))
+    biased = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    biased[1].bias = biased[0].bias
+    with pytest.raises(ValueError, match="layers '0' and '1' share a bias, but not their weight.*leave bias at False"):
+        sliced(biased, SliceConfig(rank=2, move_steps=10, targets=("0", "1"), bias=True))
+    with pytest.raises(ValueError, match="layer '0' is sliced and shares its bias with '1', which is trained whole"):
+        sliced(biased, SliceConfig(rank=2, move_steps=10, targets=("0",), train_also=("1",), bias=True))
+    sliced(biased, SliceConfig(rank=2, move_steps=10, targets=("0", "1")), verbose=False)
 
 
 def test_layers_whose_forward_is_never_run_are_refused_or_named(capsys: pytest.CaptureFixture) -> None:

@@ -168,3 +168,28 @@ def test_a_backward_from_before_a_move_is_refused(settings: dict, checkpointed: 
             late.backward(retain_graph=True)
             late.backward()  # the same placement still
             assert session._slots[1].copy.grad is not None
+
+
+@pytest.mark.parametrize("modes", [("row",), ("row", "column")])
+def test_a_tied_bias_of_tied_weights_has_one_copy_with_the_gradient_of_both_uses(modes: tuple) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.b.weight, self.b.bias = self.a.weight, self.a.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).tanh())
+
+    model, x = Tied().double(), torch.randn(4, 6, dtype=torch.double)
+    model(x).pow(2).sum().backward()
+    full = model.a.bias.grad.clone()
+    config = SliceConfig(rank=3, modes=modes, move_steps=1, position=2, bias=True, targets=("a",), train_also=())
+    with sliced(model, config, verbose=False) as session:
+        assert len(session.parameters()) == 2
+        model(x).pow(2).sum().backward()
+        torch.testing.assert_close(session.parameters()[1].grad, full[2:5], rtol=1e-10, atol=1e-10)
+        before = model.a.bias.detach().clone()
+        torch.optim.SGD(session.parameters(), lr=0.1).step()
+        session.step()
+    torch.testing.assert_close(model.b.bias[2:5], before[2:5] - 0.1 * full[2:5], rtol=1e-10, atol=1e-10)

@@ -29,10 +29,7 @@ class Member:
     module: AnyLayer
     kind: Kind
     product: Product | None = None
-
-    @property
-    def bias_copy(self) -> Tensor | None:
-        return self.module._parameters.get(BIAS)
+    bias_copy: nn.Parameter | None = None
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
@@ -46,6 +43,7 @@ class Slot:
     Attributes:
         layer: what was selected.
         members: the modules that use the weight; the first is the layer itself and carries the working copy.
+        biased: those of them that carry a working copy of their bias, each bias once.
         stands_for: the parameters whose entries the working copies hold.
         slice: the active slice; None outside the layer window.
         placement: which of its placements this is.
@@ -65,12 +63,18 @@ class Slot:
         flat = len(set(lengths)) > 1
         shape = (config.rank * max(lengths),) if flat else (config.rank, lengths[0])
         self.copy = nn.Parameter(torch.zeros(shape, dtype=wide_dtype(weight), device=weight.device))
-        self.biased = []
-        if config.bias:
-            self.biased = [m for m in self.members if m.kind is not EMBEDDING and m.module.bias is not None]
-        self.bias_copies = [
-            nn.Parameter(torch.zeros(config.rank, dtype=wide_dtype(weight), device=weight.device)) for _ in self.biased
-        ]
+        self.biased: list[Member] = []
+        self.bias_copies: list[nn.Parameter] = []
+        for member in self.members if config.bias else ():
+            if member.kind is EMBEDDING or member.module.bias is None:
+                continue
+            shared = next((m for m in self.biased if m.module.bias is member.module.bias), None)
+            if shared is None:
+                member.bias_copy = nn.Parameter(torch.zeros(config.rank, dtype=wide_dtype(weight), device=weight.device))
+                self.biased.append(member)
+                self.bias_copies.append(member.bias_copy)
+            else:  # a tied bias has one copy, in which the gradients of every use add up
+                member.bias_copy = shared.bias_copy
         self.stands_for: list[nn.Parameter] = [weight, *(m.module.bias for m in self.biased)]
 
     @property
@@ -108,7 +112,7 @@ class Slot:
             return
         self.rank = slice_.width
         for member in self.members:
-            member.product = member.kind.product(member.module, slice_, member in self.biased)
+            member.product = member.kind.product(member.module, slice_, member.bias_copy is not None)
             start = member.module._buffers.get(START)
             if start is not None:
                 start.fill_(slice_.start)
@@ -122,8 +126,10 @@ class Slot:
             _, window, thin = self._pair()
             self.copy.zero_()  # a flat copy's idle end too: optimizers that look at a whole tensor's norm see no leftovers
             window.copy_(self._thin_first(read(self.weight, self.rect)) if thin is None else thin)
-            for bias_copy, bias in self._bias_pairs():
-                bias_copy.copy_(bias)
+            for bias_copy in self.bias_copies:
+                bias_copy.zero_()
+            for bias_window, bias in self._bias_pairs():
+                bias_window.copy_(bias)
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """(view into the model, working copy) to be written back; a weight without views is written here."""

@@ -83,17 +83,27 @@ def select(model: nn.Module, config: SliceConfig) -> Selection:
     if not names:
         raise ValueError(f"no layer to slice is left in {type(model).__name__}; sliceable are {SLICEABLE}")
     layers = _layers(names, modules, block)
-    _refuse_trained_twice(layers, whole, modules)
+    _refuse_trained_twice(layers, whole, modules, config.bias)
     return Selection(layers, whole, config.train_also is None, tuple(notes))
 
 
-def _refuse_trained_twice(layers: tuple[Layer, ...], whole: tuple[str, ...], modules: dict[str, nn.Module]) -> None:
-    sliced = {id(layer.module.weight): layer.name for layer in layers}
+def _refuse_trained_twice(layers: tuple[Layer, ...], whole: tuple[str, ...], modules: dict[str, nn.Module], bias: bool) -> None:
+    sliced = {id(layer.module.weight): (layer.name, "weight") for layer in layers}
+    for layer in layers if bias else ():
+        users = [layer.module, *(m for _, m, kind in layer.sharing if kind is not EMBEDDING)]
+        for parameter in {id(m.bias): m.bias for m in users if m.bias is not None}.values():
+            if id(parameter) in sliced:
+                raise ValueError(
+                    f"layers '{sliced[id(parameter)][0]}' and '{layer.name}' share a bias, but not their weight, so that its "
+                    "entries would be trained twice; exclude one of them, or leave bias at False"
+                )
+            sliced[id(parameter)] = layer.name, "bias"
     for name in whole:
         for parameter in modules[name].parameters():
             if id(parameter) in sliced:
+                layer_name, what = sliced[id(parameter)]
                 raise ValueError(
-                    f"layer '{sliced[id(parameter)]}' is sliced and shares its weight with '{name}', which is trained whole; "
+                    f"layer '{layer_name}' is sliced and shares its {what} with '{name}', which is trained whole; "
                     "exclude one of them"
                 )
 
