@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 
 
 def owned_by(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> bool:
@@ -16,10 +16,12 @@ def forget(optimizers: Iterable[Optimizer], parameter: nn.Parameter) -> None:
     """Drops the state of ``parameter``, so that its next step is a first one.
 
     Most optimizers make a parameter's state at its first step. Those that make it when constructed (Adagrad) would
-    miss it; they get what they would have made.
+    miss it; they get what they would have made, by the settings of the parameter's own group.
     """
     for optimizer in optimizers:
         if optimizer.state.pop(parameter, None) is None:
             continue
-        if type(optimizer).__init__.__module__ == "torch.optim.adagrad":
-            optimizer.state[parameter] = type(optimizer)([parameter], **optimizer.defaults).state[parameter]
+        if isinstance(optimizer, Adagrad):
+            group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+            first = Adagrad([parameter], initial_accumulator_value=group["initial_accumulator_value"], fused=group.get("fused"))
+            optimizer.state[parameter] = first.state[parameter]

@@ -34,8 +34,8 @@ def unpack(state: Mapping[str, Any], log: UndoLog, tensors: Mapping[str, Tensor]
     """Writes what ``pack`` took over a model that holds the base, whose originals go to the (emptied) log.
 
     Raises:
-        ValueError: a tensor is missing, has another shape or dtype, or holds another base's values; nothing is
-            changed then.
+        ValueError: a tensor is missing, has another shape or dtype, or holds another base's values, or the state is
+            damaged; nothing is changed then.
     """
     for name, part in state["touched"].items():
         missing = {"rects", "values", "rows", "columns", "base"} - set(part)
@@ -67,11 +67,17 @@ def _check_shape(name: str, part: Mapping[str, Any], tensors: Mapping[str, Tenso
             f"session state does not fit the model: '{name}' was {list(extents)} {part['values'].dtype}, "
             f"here it is {list(ours)} {tensor.dtype}"
         )
+    if part["rects"].ndim != 2 or part["rects"].shape[1] != 4:
+        raise ValueError(
+            f"session state is damaged: the rectangles of '{name}' are {list(part['rects'].shape)}, expected [k, 4]"
+        )
     rects = _rects(part)
     inside = all(0 <= r.row < r.row_stop <= ours[0] and 0 <= r.column < r.column_stop <= ours[1] for r in rects)
-    if not inside or sum(r.shape[0] * r.shape[1] for r in rects) != part["values"].numel():
+    touched = ours[0] * ours[1] - int((~part["rows"]).sum()) * int((~part["columns"]).sum())
+    if not inside or not sum(r.shape[0] * r.shape[1] for r in rects) == touched == part["values"].numel():
         raise ValueError(
-            f"session state is damaged: the rectangles of '{name}' do not fit its shape or its {part['values'].numel()} values"
+            f"session state is damaged: the rectangles of '{name}' do not fit its shape, the {touched} entries touched, or its "
+            f"{part['values'].numel()} values"
         )
 
 

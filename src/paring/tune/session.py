@@ -269,11 +269,11 @@ class SliceSession:
         Raises:
             ValueError: another version, configuration or base model; the session is as it was then.
         """
-        missing = {"version", "config", "num_steps", "rank", "masters", "touched"} - set(state)
+        if state.get("version") != 1:
+            raise ValueError(f"session state has version {state.get('version')!r}; expected 1")
+        missing = {"config", "num_steps", "rank", "masters", "touched"} - set(state)
         if missing:
             raise ValueError(f"session state is incomplete: it has no {', '.join(sorted(missing))}")
-        if state["version"] != 1:
-            raise ValueError(f"session state has version {state.get('version')!r}; expected 1")
         ours = self.config.as_dict()
         differing = [k for k in ours if ours[k] != state["config"].get(k)]
         if differing:
