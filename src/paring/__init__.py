@@ -24,11 +24,34 @@ _HOME = {
     "SliceSession": "paring.tune.session",
     "sliced": "paring.tune.session",
     "Delta": "paring.delta.blocks",
+    "load_delta": "paring.delta.files",
+    "save_delta": "paring.delta.files",
+    "SliceTrainer": "paring.trainer.trainer",
+    "SliceCallback": "paring.trainer.callback",
+    "inject_peft": "paring.trainer.paper",
+    "restore_layers": "paring.trainer.paper",
 }
-__all__ = ["Delta", "Slice", "SliceConfig", "SliceSession", "__version__", "sliced"]
+__all__ = [
+    "Delta",
+    "Slice",
+    "SliceCallback",
+    "SliceConfig",
+    "SliceSession",
+    "SliceTrainer",
+    "__version__",
+    "inject_peft",
+    "load_delta",
+    "restore_layers",
+    "save_delta",
+    "sliced",
+]
 
 if TYPE_CHECKING:
     from paring.delta.blocks import Delta
+    from paring.delta.files import load_delta, save_delta
+    from paring.trainer.callback import SliceCallback
+    from paring.trainer.paper import inject_peft, restore_layers
+    from paring.trainer.trainer import SliceTrainer
     from paring.tune.config import SliceConfig
     from paring.tune.session import SliceSession, sliced
     from paring.tune.slices import Slice

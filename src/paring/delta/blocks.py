@@ -59,6 +59,15 @@ def read(tensor: Tensor, rect: Rect) -> Tensor:
 def write(tensor: Tensor, rect: Rect, values: Tensor) -> None:
     """Puts ``values`` (``[rows, columns]``, any float type, any device) into the rectangle, in place."""
     with torch.no_grad():
+        repeated = [d for d in range(tensor.ndim) if tensor.stride(d) == 0 and tensor.shape[d] > 1]
+        if repeated:  # an expanded tensor holds each entry once and refuses to be written as a whole
+            full = read(tensor, whole(tensor))
+            full[rect.row : rect.row_stop, rect.column : rect.column_stop] = values.to(tensor.device, tensor.dtype)
+            full = full.view(tensor.shape)
+            for d in repeated:
+                tensor, full = tensor.narrow(d, 0, 1), full.narrow(d, rect.row if d == 0 else 0, 1)
+            tensor.copy_(full)
+            return
         seen = view(tensor, rect)
         if seen is None:
             tensor[_scattered(tensor, rect)] = values.to(tensor.device, tensor.dtype)
