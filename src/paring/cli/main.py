@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from paring import __version__
-from paring.cli import demo
+from paring.cli import demo, tune
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"paring {__version__}")
     jobs = top.add_subparsers(title="jobs", metavar="JOB", required=True)
     demo.add_parser(jobs)
+    tune.add_parser(jobs)
     return top
 
 
