@@ -19,9 +19,15 @@ from quality.tasks import SUITES, Suite
 from quality.walk import best_rate, start
 
 SEEDS = (0, 1, 2)
-PEERS = ("full", "head", "lora-r8", "lora-r8-upper", "shira-r8", "miss-r8")
-ALWAYS = ("static-column-r16", "column-r16", "static-column-r5")
-NUM_BEST = 2  # slices confirmed beside them: the best on the screen that train no more entries than LoRA
+# Confirmed whatever the screen says; beside them NUM_BEST slices: the best that train no more entries than LoRA.
+CONFIRMED = {
+    "digits": (
+        *("full", "head", "lora-r8", "lora-r8-upper", "shira-r8", "miss-r8"),
+        *("static-column-r16", "column-r16", "static-column-r5"),
+    ),
+    "docstrings": ("full", "lora-r8", "lora-r8-upper", "static-column-r16", "column-r16", "static-column-r32-upper"),
+}
+NUM_BEST = {"digits": 2, "docstrings": 1}
 # MiniLM is for the decisive cells: what the digits leave open.
 SCREENED = {
     "digits": tuple(name for name in METHODS if name != "static-column-r32-upper"),
@@ -98,8 +104,8 @@ class Runner:
 
         limit = num_trainable("lora-r8")
         slices = [n for n in screened if METHODS[n].kind == "slices" and num_trainable(n) <= limit]
-        best = sorted(slices, key=self.best_score, reverse=True)[:NUM_BEST]
-        names = [n for n in (*PEERS, *ALWAYS, *best) if n in screened]
+        best = sorted(slices, key=self.best_score, reverse=True)[: NUM_BEST[self.suite.name]]
+        names = [n for n in (*CONFIRMED[self.suite.name], *best) if n in screened]
         return tuple(dict.fromkeys(names))
 
     def _wanted(self, method: str) -> list[Cell]:

@@ -38,7 +38,11 @@ class Outcome:
     results: dict[str, Any]
 
 
-def tune(settings: TuneSettings, *, resume: bool = False, say: Say = print) -> Outcome:
+def _print(line: str) -> None:
+    print(line, flush=True)  # a pipe would hold it back
+
+
+def tune(settings: TuneSettings, *, resume: bool = False, say: Say = _print) -> Outcome:
     """Tunes a model on a user's data and writes the result into ``settings.out``.
 
     Args:
@@ -50,7 +54,7 @@ def tune(settings: TuneSettings, *, resume: bool = False, say: Say = print) -> O
         ValueError, OSError: bad settings, data or model; or ``out`` holds another run. Nothing is lost then.
         FloatingPointError: the loss was not finite; the checkpoints stay.
     """
-    require("transformers", "paring tune")
+    transformers = require("transformers", "paring tune")
     out = Path(settings.out)
     _check_out(out, resume)
     data = load_examples(
@@ -61,6 +65,7 @@ def tune(settings: TuneSettings, *, resume: bool = False, say: Say = print) -> O
         validation=settings.validation,
         seed=settings.seed,
     )
+    transformers.set_seed(settings.seed)  # of a new head, too
     loaded = load(settings, data.labels)
     inputs = prepare(settings, data, loaded)
     for note in (*data.notes, *loaded.notes, *inputs.notes):
@@ -97,10 +102,11 @@ def resumed(values: dict[str, Any], out: str) -> TuneSettings:
 def _run(
     settings: TuneSettings, config: SliceConfig, data: Data, loaded: Any, inputs: Inputs, resume: bool, say: Say
 ) -> Outcome:
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
     from transformers.trainer_utils import get_last_checkpoint
 
     from paring.recipes.interrupt import StopAtStep
+    from paring.recipes.progress import Progress
     from paring.trainer.trainer import SliceTrainer
 
     out = Path(settings.out)
@@ -116,10 +122,9 @@ def _run(
         eval_dataset=inputs.validation,
         data_collator=inputs.collate,
         compute_metrics=inputs.metrics,
-        callbacks=[stopper],
-        save_full=False,
-        verbose=True,
+        callbacks=[stopper, Progress(inputs.metric, say)],
     )
+    trainer.remove_callback(PrinterCallback)  # Progress says it better
     begun = time.perf_counter()
     with stopper.listening():
         trainer.train(resume_from_checkpoint=last)
@@ -162,13 +167,17 @@ def _run(
     }
     write_bytes(out / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     shutil.rmtree(checkpoints, ignore_errors=True)  # the delta holds all of it now
-    _report(settings, session.summary(), results, say)
+    _report(settings, config, results, say)
     return Outcome(True, results)
 
 
-def _report(settings: TuneSettings, summary: str, results: dict[str, Any], say: Say) -> None:
+def _report(settings: TuneSettings, config: SliceConfig, results: dict[str, Any], say: Say) -> None:
     share = 100 * results["num_trainable"] / results["num_weights"]
-    say(f"\nTrained {results['num_trainable']:,} of {results['num_weights']:,} entries at a time ({share:.2f} %): {summary}")
+    moves = "never moved" if config.move_steps is None else f"moved every {config.move_steps} steps"
+    say(
+        f"\nTrained {results['num_trainable']:,} of {results['num_weights']:,} entries at a time ({share:.2f} %): "
+        f"{'/'.join(config.modes)} slices of rank {config.rank}, {moves}"
+    )
     scored = ", ".join(f"{split} {results['metric']} {value:.4f}" for split, value in results["scores"].items())
     if results["metric"] == "loss":
         scored += ", " + ", ".join(f"{s} perplexity {math.exp(min(v, 700.0)):.2f}" for s, v in results["scores"].items())
@@ -218,6 +227,7 @@ def _arguments(settings: TuneSettings, checkpoints: Path) -> Any:
         logging_steps=eval_steps,
         seed=settings.seed,
         report_to=[],
+        disable_tqdm=True,
         remove_unused_columns=False,
         prediction_loss_only=settings.task == "causal-lm",
         bf16=settings.precision == "bf16",
