@@ -108,3 +108,47 @@ def test_state_of_another_configuration_base_or_model_is_refused_unchanged() -> 
             session.load_state_dict(state)
         with pytest.raises(ValueError, match="has version None; expected 1"):
             session.load_state_dict({})
+
+
+def test_a_damaged_state_is_refused_before_anything_changes() -> None:
+    model = bert().bfloat16()
+    before = bits(model)
+    good = saved_run(bert().bfloat16())
+    key = "bert.pooler.dense.weight"
+    rects = good["touched"][key]["rects"]
+    beyond, master = rects.clone(), "bert.pooler.dense.0"
+    beyond[0, :2] += 99
+
+    def touched(**changes: object) -> dict:
+        return {"touched": good["touched"] | {key: good["touched"][key] | changes}}
+
+    def masters(**changes: torch.Tensor) -> dict:
+        return {"masters": good["masters"] | changes}
+
+    short = good["touched"][key]["values"][:-1]
+    no_base = {k: v for k, v in good["touched"][key].items() if k != "base"}
+    damaged = [
+        ({"num_steps": -1}, "num_steps is -1; expected a whole number, at least 0"),
+        ({"rank": 6}, "rank is 6; expected a whole number, from 1 to 5"),
+        ({"rank": True}, "damaged: rank is True"),
+        (touched(rects=beyond), f"the rectangles of '{key}' do not fit its shape"),
+        (touched(rects=rects[:-1]), f"the rectangles of '{key}' do not fit"),
+        (touched(rects=rects[:, :3]), rf"the rectangles of '{key}' are \[{len(rects)}, 3\], expected \[k, 4\]"),
+        (touched(values=short), f"or its {short.numel()} values"),
+        ({"touched": good["touched"] | {key: no_base}}, f"incomplete: '{key}' has no base"),
+        ({"masters": {k: v for k, v in good["masters"].items() if k != master}}, f"copy of '{master}' is none, here"),
+        (masters(unknown=torch.zeros(2)), r"working copy of 'unknown' is \[2\], here none"),
+        ({"masters": good["masters"] | {master: torch.zeros(3)}}, rf"working copy of '{master}' is \[3\], here"),
+    ]
+    with sliced(model, SliceConfig(**CONFIG), verbose=False) as session:
+        for changes, message in damaged:
+            with pytest.raises(ValueError, match=message):
+                session.load_state_dict(good | changes)
+            assert_same_bits(bits(model), before)
+        for name in good.keys() - {"version"}:
+            with pytest.raises(ValueError, match=f"incomplete: it has no {name}"):
+                session.load_state_dict({k: v for k, v in good.items() if k != name})
+        session.load_state_dict(good)  # the session was left as it was
+        train(session, lambda i: model(**tokens(seed=i)).loss, 1, first=6)
+    session.revert()
+    assert_same_bits(bits(model), before)

@@ -162,6 +162,20 @@ def test_a_hook_of_the_users_that_changes_the_output_counts() -> None:
         torch.testing.assert_close(session.parameters()[0].grad, full[:2])
 
 
+def test_adagrad_starts_anew_with_its_groups_own_value() -> None:
+    class Mine(torch.optim.Adagrad):
+        pass
+
+    model = bert()
+    with sliced(model, SliceConfig(rank=4, modes=("row",), move_steps=2), verbose=False) as session:
+        first, *others = session.parameters()
+        groups = [{"params": [first], "initial_accumulator_value": 0.5}, {"params": others}]
+        optimizer = train(session, loss_of(model), 2, Mine(groups, lr=0.05, initial_accumulator_value=0.1))
+        assert torch.equal(optimizer.state[first]["sum"], torch.full_like(first, 0.5))
+        assert torch.equal(optimizer.state[others[0]]["sum"], torch.full_like(others[0], 0.1))
+        assert optimizer.state[first]["step"] == 0
+
+
 @pytest.mark.parametrize("saved", [True, False])
 def test_an_optimizer_whose_step_raised_leaves_nothing_behind(saved: bool) -> None:
     class Fragile(torch.optim.SGD):

@@ -187,3 +187,26 @@ def test_a_model_in_another_session_is_not_written_to(opened) -> None:
         second.revert()  # its own it may revert
     first.revert()
     assert_same_bits(bits(model), before)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 4), (3, 5, 4), (2, 1, 5, 4)])
+def test_an_expanded_buffer_is_put_back(shape: tuple) -> None:
+    """It holds each entry once, and torch refuses to write it as a whole."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2))
+    narrow = torch.randn((*shape[:-2], 1, *shape[-1:]) if len(shape) > 1 else (1,))
+    model.register_buffer("scale", narrow.expand(shape))
+    before = bits(model)
+    with sliced(model, SliceConfig(rank=2, modes=("row",), move_steps=2), verbose=False) as session:
+        train(session, lambda i: model(torch.ones(8)).sum() * model.scale.sum(), 2)
+        narrow.mul_(3.0)
+        state, tuned = session.state_dict(), bits(model)
+    delta = session.delta()
+    session.revert()
+    assert model.scale.stride()[-2 if len(shape) > 1 else 0] == 0
+    assert_same_bits(bits(model), before)
+    delta.apply(model)
+    assert_same_bits(bits(model), tuned)
+    delta.remove(model)
+    with sliced(model, SliceConfig(rank=2, modes=("row",), move_steps=2), verbose=False) as session:
+        session.load_state_dict(state)
+    assert_same_bits(bits(model), tuned)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from paring.delta.blocks import Rect, matrix_shape, read, write
+from paring.tune.config import SliceConfig
 from paring.tune.undo import UndoLog, digest
 
 
@@ -28,6 +29,41 @@ def pack(log: UndoLog, tensors: Mapping[str, Tensor], fresh: Set[str]) -> dict[s
             "base": "" if name in fresh else digest(v for _, v in log.originals(name)),
         }
     return {"touched": touched}
+
+
+def check(state: Mapping[str, Any], config: SliceConfig) -> None:
+    """That ``state`` is a session's, whole, and taken with ``config``.
+
+    Raises:
+        ValueError: naming what is missing or differs.
+    """
+    if state.get("version") != 1:
+        raise ValueError(f"session state has version {state.get('version')!r}; expected 1")
+    missing = {"config", "num_steps", "rank", "masters", "touched"} - set(state)
+    if missing:
+        raise ValueError(f"session state is incomplete: it has no {', '.join(sorted(missing))}")
+    ours = config.as_dict()
+    differing = [k for k in ours if ours[k] != state["config"].get(k)]
+    if differing:
+        what = ", ".join(f"{k} is {state['config'].get(k)!r}, here {ours[k]!r}" for k in differing)
+        raise ValueError(f"session state was taken with another configuration: {what}")
+    for name, least, most in (("num_steps", 0, None), ("rank", 1, config.rank)):
+        value = state[name]
+        if type(value) is not int or value < least or (most is not None and value > most):
+            expected = f"from {least} to {most}" if most is not None else f"at least {least}"
+            raise ValueError(f"session state is damaged: {name} is {value!r}; expected a whole number, {expected}")
+
+
+def check_masters(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """That the fp32 working copies of a state are those that half-precision tensors have at its step.
+
+    Raises:
+        ValueError: one is missing, unknown here, or of another shape.
+    """
+    for name in sorted({*given, *expected}):
+        theirs, ours = (list(side[name].shape) if name in side else "none" for side in (given, expected))
+        if theirs != ours:
+            raise ValueError(f"session state does not fit the model: the working copy of '{name}' is {theirs}, here {ours}")
 
 
 def unpack(state: Mapping[str, Any], log: UndoLog, tensors: Mapping[str, Tensor]) -> None:

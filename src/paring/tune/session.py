@@ -17,6 +17,7 @@ The originals of what was touched lie in a file on disk (undo), so memory holds 
 
 import sys
 import warnings
+from collections.abc import Collection
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +30,7 @@ from paring.delta.claims import refuse_claimed
 from paring.tune import schedules
 from paring.tune.config import SliceConfig
 from paring.tune.inject import Injection, refuse_second
-from paring.tune.resume import pack, unpack
+from paring.tune.resume import check, check_masters, pack, unpack
 from paring.tune.slices import Slice
 from paring.tune.slot import Slot
 from paring.tune.targets import Selection, select
@@ -140,6 +141,7 @@ class SliceSession:
     @property
     def num_trainable(self) -> int:
         """Entries trained at this step, or in the last one: the active slices, and the modules trained whole."""
+        self._log()  # before entering there is no step
         wholes = self._injection.wholes if self._injection else []
         return sum(slot.num_active() for slot in self._slots) + sum(w.trained.numel() for w in wholes)
 
@@ -190,7 +192,9 @@ class SliceSession:
 
     def summary(self) -> str:
         """One line: what is sliced, what is trained whole, what was left alone."""
-        layers, total = self.selection.layers, self._opened().entered.num_entries
+        layers, total = self.selection.layers, sum(p.numel() for p in self.model.parameters())
+        if self._injection is not None and self.open:
+            total = self._injection.entered.num_entries  # without the working copies
         window = f" in a window of {self.config.layer_window} blocks" if self.config.layer_window else ""
         text = (
             f"{len(layers)} layers sliced ({'/'.join(self.config.modes)}, rank {self.rank}{window}), "
@@ -253,7 +257,7 @@ class SliceSession:
         self._watch.refuse_stale()
         self._log().refuse_other(self._tensors())
         state = pack(self._log(), self._tensors(), fresh=self._fresh_names() | self._buffer_names())
-        masters = {name: p.detach().clone() for name, p in self._masters().items()}
+        masters = {name: p.detach().clone() for name, p in self._masters(self.active).items()}
         return {
             "version": 1,
             "config": self.config.as_dict(),
@@ -267,33 +271,21 @@ class SliceSession:
         """Continues where ``state_dict`` was taken, bit for bit; load the optimizer's own state after this.
 
         Raises:
-            ValueError: another version, configuration or base model; the session is as it was then.
+            ValueError: another version, configuration or base model, or a damaged state; the session is as it was then.
         """
-        if state.get("version") != 1:
-            raise ValueError(f"session state has version {state.get('version')!r}; expected 1")
-        missing = {"config", "num_steps", "rank", "masters", "touched"} - set(state)
-        if missing:
-            raise ValueError(f"session state is incomplete: it has no {', '.join(sorted(missing))}")
-        ours = self.config.as_dict()
-        differing = [k for k in ours if ours[k] != state["config"].get(k)]
-        if differing:
-            what = ", ".join(f"{k} is {state['config'].get(k)!r}, here {ours[k]!r}" for k in differing)
-            raise ValueError(f"session state was taken with another configuration: {what}")
+        check(state, self.config)
         self._opened()
         if self.num_steps or self._watch.stale:
             raise ValueError(
                 f"session state goes into a fresh session; this one has taken {self.num_steps} steps: revert() first"
             )
-        if not 1 <= state["rank"] <= self.config.rank:
-            raise ValueError(f"session state has rank {state['rank']}; expected at most the configured {self.config.rank}")
-        self._check_masters(state["masters"])
+        check_masters(state["masters"], self._masters(self._plan(state["num_steps"], state["rank"])))
         unpack(state, self._log(), self._tensors())
         self.num_steps, self.rank = state["num_steps"], state["rank"]
         self._restart()
         with torch.no_grad():
-            for name, master in self._masters().items():
-                if name in state["masters"]:
-                    master.copy_(state["masters"][name])
+            for name, master in self._masters(self.active).items():
+                master.copy_(state["masters"][name])
 
     # Inside.
 
@@ -334,9 +326,12 @@ class SliceSession:
         for name in sorted(self._whole_names() | self._buffer_names()):
             self._log().touch(name, tensors[name], whole(tensors[name]))
 
+    def _plan(self, num_steps: int, rank: int) -> dict[str, Slice]:
+        return schedules.plan(replace(self.config, rank=rank), self.matrices, num_steps)
+
     def _place(self) -> None:
         """Slices to where the schedule has them now."""
-        plan = schedules.plan(replace(self.config, rank=self.rank), self.matrices, self.num_steps)
+        plan = self._plan(self.num_steps, self.rank)
         for slot in self._slots:
             slice_ = plan.get(slot.layer.name)
             if slice_ == slot.slice:
@@ -357,22 +352,11 @@ class SliceSession:
         self._opened().load()
         self._watch.restarted()
 
-    def _check_masters(self, masters: dict[str, Tensor]) -> None:
-        """That working copies of a state are of tensors that have some here, of their shapes."""
-        ours = {f"{s.layer.name}.{i}": c for s in self._slots for i, c in enumerate((s.copy, *s.bias_copies))}
-        ours |= {w.name: w.master for w in self._opened().wholes if w.master is not None}
-        for name, values in masters.items():
-            if name not in ours or ours[name].shape != values.shape:
-                here = list(ours[name].shape) if name in ours else "none"
-                raise ValueError(
-                    f"session state does not fit the model: the working copy of '{name}' is {list(values.shape)}, here {here}"
-                )
-
-    def _masters(self) -> dict[str, nn.Parameter]:
-        """Working copies that hold more than their weights do (half precision), by name."""
+    def _masters(self, active: Collection[str]) -> dict[str, nn.Parameter]:
+        """Working copies that hold more than their weights do (half precision), by name, while ``active`` layers are."""
         out: dict[str, nn.Parameter] = {}
         for slot in self._slots:
-            if slot.slice is not None and slot.copy.dtype != slot.weight.dtype:
+            if slot.layer.name in active and slot.copy.dtype != slot.weight.dtype:
                 copies = (slot.copy, *slot.bias_copies)
                 out |= {f"{slot.layer.name}.{i}": copy for i, copy in enumerate(copies)}
         wholes = self._injection.wholes if self._injection else []
