@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paring.delta.claims import refuse_claimed
+from paring.delta.names import ModelTensors
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,7 @@ class Delta:
         self._replace(model, [(name, b.rect, b.after, b.before) for name, b in self])
 
     def _replace(self, model: nn.Module, changes: list[tuple[str, Rect, Tensor, Tensor]]) -> None:
-        tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-        tensors |= dict(model.named_buffers(remove_duplicate=False))
+        tensors = ModelTensors(model)
         for name, rect, expected, _ in changes:
             if name not in tensors:
                 raise ValueError(f"delta does not fit the model: it has no tensor '{name}'; use the base it was made on")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from paring.delta.blocks import Block, Delta, Rect, matrix_shape, read
 from paring.delta.hashing import digest
+from paring.delta.names import ModelTensors
 from paring.files import replacing
 
 FORMAT = 1
@@ -70,8 +71,7 @@ def load_delta(path: str | Path, base: nn.Module) -> Delta:
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from None
-    tensors: dict[str, Tensor] = dict(base.named_parameters(remove_duplicate=False))
-    tensors |= dict(base.named_buffers(remove_duplicate=False))
+    tensors = ModelTensors(base)
     entries, fresh = manifest["tensors"], frozenset(manifest["fresh"])
     if set(entries) != set(values):
         raise ValueError(

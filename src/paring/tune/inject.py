@@ -14,13 +14,21 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from paring.delta.claims import claim, is_claimed, release
+from paring.tune.config import SliceConfig
 from paring.tune.entered import Entered, refusal
-from paring.tune.kinds import AnyLayer
+from paring.tune.experts import ExpertsSlot
+from paring.tune.kinds import AnyLayer, FusedExperts
 from paring.tune.ops import attach, attach_traced
-from paring.tune.slot import BIAS, COPY, START, Member, Slot, traceable, wide_dtype
-from paring.tune.targets import Selection
+from paring.tune.slot import BIAS, START, Member, Slot, traceable, wide_dtype
+from paring.tune.targets import Layer, Selection
 
 WHOLE = "slice_whole_"
+AnySlot = Slot | ExpertsSlot
+
+
+def make_slot(layer: Layer, config: SliceConfig) -> AnySlot:
+    """The slot for a selected layer."""
+    return ExpertsSlot(layer, config) if isinstance(layer.module, FusedExperts) else Slot(layer, config)
 
 
 def refuse_second(model: nn.Module) -> None:
@@ -79,7 +87,7 @@ class Injection:
         guard: called by every sliced layer's forward; raises if the weights are stale.
     """
 
-    def __init__(self, model: nn.Module, slots: list[Slot], selection: Selection, guard: Callable[[], None]) -> None:
+    def __init__(self, model: nn.Module, slots: list[AnySlot], selection: Selection, guard: Callable[[], None]) -> None:
         self.model, self.slots = model, slots
         self.wholes = list(_whole_tensors(model, selection.whole))
         self._guard = guard
@@ -95,7 +103,8 @@ class Injection:
             claim(self._modules)
             self.entered.freeze()
             for slot in self.slots:
-                self._add(slot.layer.module, COPY, slot.copy, slot.load)
+                self._add(slot.carrier, slot.copy_name, slot.copy, slot.load)
+                self._handles += slot.hooks(self._guard)
                 for member, copy in zip(slot.biased, slot.bias_copies, strict=True):
                     self._add(member.module, BIAS, copy, slot.load)
                 for member in slot.members:
@@ -161,7 +170,7 @@ class Injection:
         self._write(slots, [w for w in self.wholes if id(w.original) not in gone])
         return refusal(changes)
 
-    def _write(self, slots: Iterable[Slot], wholes: Iterable["WholeTensor"]) -> None:
+    def _write(self, slots: Iterable[AnySlot], wholes: Iterable["WholeTensor"]) -> None:
         pairs = [pair for slot in slots for pair in slot.pairs()]
         pairs += [(w.original.detach(), w.master.detach()) for w in wholes if w.master is not None]
         if pairs:
@@ -189,7 +198,7 @@ class Injection:
         self._handles.append(module.register_state_dict_post_hook(hide))
         self._handles.append(module.register_load_state_dict_post_hook(not_missing))
 
-    def _hook(self, slot: Slot, member: Member) -> Callable[..., Tensor | None]:
+    def _hook(self, slot: AnySlot, member: Member) -> Callable[..., Tensor | None]:
         kept_by, traced = member.kind.keep, traceable(member.kind)
 
         def tie(module: AnyLayer, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor | None:

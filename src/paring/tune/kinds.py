@@ -3,6 +3,7 @@
     nn.Linear          stored [out, in]
     Conv1D             stored [in, out] (Hugging Face's GPT-2 layer)
     nn.Conv1d/2d/3d    stored [out, in/groups, k...], read as [out, in/groups · k]
+    fused experts      stored [experts, out, in]; each expert's matrix is sliced (see experts)
     nn.Embedding       not a target; sliced only where it shares its weight with a target, so that the gradient is whole
 
 A kind says what a forward pass must keep of its input for a slice's gradient (``keep``), and how the gradient comes
@@ -56,8 +57,35 @@ class Kind:
         return Rect(*rows, *columns)
 
 
+class FusedExperts(nn.Module):
+    """One fused weight of a transformers experts module, as if it were a layer of its own; stands in no model.
+
+    Attributes:
+        weight: the owner's Parameter, ``[experts, out, in]``, or ``[experts, in, out]`` where the owner says so.
+        owner, attribute: the module that holds and uses it, and under which name.
+    """
+
+    owner: AnyLayer
+
+    def __init__(self, owner: AnyLayer, attribute: str) -> None:
+        super().__init__()
+        self.weight = owner._parameters[attribute]
+        self.bias = None
+        self.__dict__["owner"] = owner  # not a child: this is a view of it
+        self.attribute = attribute
+
+
+def fused_weights(module: AnyLayer) -> list[str]:
+    """Names of the fused weights of a transformers experts module; [] for any other module."""
+    if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed"):
+        return []
+    return [name for name, p in module._parameters.items() if p is not None and p.ndim == 3]
+
+
 def kind_of(module: nn.Module) -> Kind | None:
     """The kind of a module, or None if it cannot be sliced."""
+    if isinstance(module, FusedExperts):
+        return EXPERTS_TRANSPOSED if module.owner.is_transposed else EXPERTS
     if isinstance(module, nn.Linear):
         # A subclass with a forward of its own, or one whose forward its owner never calls, is something else.
         plain = type(module).forward is nn.Linear.forward and not isinstance(module, NonDynamicallyQuantizableLinear)
@@ -70,7 +98,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     return None
 
 
-SLICEABLE = "nn.Linear, transformers' Conv1D, nn.Conv1d, nn.Conv2d and nn.Conv3d"
+SLICEABLE = "nn.Linear, transformers' Conv1D and fused experts, nn.Conv1d, nn.Conv2d and nn.Conv3d"
 
 
 # Linear, and Conv1D, which differs in storage only.
@@ -209,6 +237,8 @@ CONV = Kind(
     _conv_keep,
     lambda m, s, bias: _ConvProduct(s, bias, m),
 )
+EXPERTS = Kind("experts", lambda m: (m.weight.shape[1], m.weight.shape[2]), False, _linear_keep, LINEAR.product)
+EXPERTS_TRANSPOSED = Kind("experts", lambda m: (m.weight.shape[2], m.weight.shape[1]), True, _linear_keep, LINEAR.product)
 EMBEDDING = Kind(
     "embedding",
     lambda m: (m.num_embeddings, m.embedding_dim),

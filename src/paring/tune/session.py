@@ -17,7 +17,7 @@ The originals of what was touched lie in a file on disk (undo), so memory holds 
 
 import sys
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
@@ -27,12 +27,12 @@ from torch import Tensor, nn
 
 from paring.delta.blocks import Block, Delta, read, same_bits, whole, write
 from paring.delta.claims import refuse_claimed
+from paring.delta.names import ModelTensors
 from paring.tune import schedules
 from paring.tune.config import SliceConfig
-from paring.tune.inject import Injection, refuse_second
+from paring.tune.inject import AnySlot, Injection, make_slot, refuse_second
 from paring.tune.resume import check, check_masters, pack, unpack
 from paring.tune.slices import Slice
-from paring.tune.slot import Slot
 from paring.tune.targets import Selection, select
 from paring.tune.undo import UndoLog
 from paring.tune.watch import OptimizerWatch
@@ -72,7 +72,7 @@ class SliceSession:
         schedules.check(config, self.matrices)
         self.num_steps, self.rank = 0, config.rank
         self._verbose, self._scratch = verbose, scratch
-        self._slots: list[Slot] = []
+        self._slots: list[AnySlot] = []
         self._injection: Injection | None = None
         self._undo: UndoLog | None = None
         self._watch = OptimizerWatch()
@@ -84,7 +84,7 @@ class SliceSession:
             raise RuntimeError("a session is entered once; open a new one with paring.sliced(model, config)")
         refuse_second(self.model)
         self._undo = UndoLog(self._scratch)
-        self._slots = [Slot(layer, self.config) for layer in self.selection.layers]
+        self._slots = [make_slot(layer, self.config) for layer in self.selection.layers]
         self._injection = Injection(self.model, self._slots, self.selection, self._watch.refuse_stale)
         try:
             self._injection.insert()
@@ -299,11 +299,9 @@ class SliceSession:
             raise RuntimeError("the session was never entered; use `with paring.sliced(model, config) as session:`")
         return self._undo
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> Mapping[str, Tensor]:
         """Every tensor the log can name; a tied weight is there under each of its names."""
-        named = dict(self.model.named_parameters(remove_duplicate=False))
-        buffers = dict(self.model.named_buffers(remove_duplicate=False))
-        return {k: v.detach() for k, v in (named | buffers).items()}
+        return ModelTensors(self.model)
 
     def _whole_names(self) -> set[str]:
         return {w.name for w in self._injection.wholes} if self._injection else set()

@@ -6,10 +6,12 @@ whole session; a move changes its contents. With one mode it is ``[r, n]``; with
 long as the longer one, the rest idle at zero gradient; so is what a slice narrower than the configured rank leaves.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from paring.delta.blocks import Rect, read, view, write
 from paring.tune.config import SliceConfig
@@ -42,6 +44,7 @@ class Slot:
 
     Attributes:
         layer: what was selected.
+        carrier, copy_name: the module that the working copy is registered on, and under which name.
         members: the modules that use the weight; the first is the layer itself and carries the working copy.
         biased: those of them that carry a working copy of their bias, each bias once.
         stands_for: the parameters whose entries the working copies hold.
@@ -52,7 +55,7 @@ class Slot:
     """
 
     def __init__(self, layer: Layer, config: SliceConfig) -> None:
-        self.layer = layer
+        self.layer, self.carrier, self.copy_name = layer, layer.module, COPY
         self.members = [Member(*m) for m in ((layer.name, layer.module, layer.kind), *layer.sharing)]
         self.slice: Slice | None = None
         self.placement = Placement(layer.name)
@@ -89,6 +92,10 @@ class Slot:
     def rect(self) -> Rect:
         assert self.slice is not None
         return self.layer.kind.rect(self.layer.module, self.slice)
+
+    def hooks(self, guard: Callable[[], None]) -> list[RemovableHandle]:
+        """Beyond those on the members: none."""
+        return []
 
     def num_active(self) -> int:
         """Entries trained now, bias entries included."""

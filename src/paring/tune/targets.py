@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from paring.tune.config import SliceConfig
-from paring.tune.kinds import EMBEDDING, SLICEABLE, AnyLayer, Kind, kind_of
+from paring.tune.kinds import EMBEDDING, SLICEABLE, AnyLayer, FusedExperts, Kind, fused_weights, kind_of
 from paring.tune.slices import Matrix
 
 
@@ -51,9 +51,10 @@ def select(model: nn.Module, config: SliceConfig) -> Selection:
         ValueError: a pattern matches nothing, or nothing that can be sliced; a weight is quantised or without data;
             no layer is left.
     """
-    modules = {name: m for name, m in model.named_modules() if name}
-    head, task_head = _head(model, modules)
-    whole = _matches(config.train_also, modules, "train_also") if config.train_also is not None else task_head
+    real = {name: m for name, m in model.named_modules() if name}
+    modules = _with_fused_weights(real)
+    head, task_head = _head(model, real)
+    whole = _matches(config.train_also, real, "train_also") if config.train_also is not None else task_head
     whole = tuple(n for n in whole if not any(_inside(n, w) for w in whole if w != n))
     for name in whole:
         if not any(True for _ in modules[name].parameters()):
@@ -62,11 +63,16 @@ def select(model: nn.Module, config: SliceConfig) -> Selection:
     notes: list[str] = []
     if config.targets is None:
         left_out = (*whole, *head) if config.train_also is None or _is_hugging_face(model) else whole
-        names = [n for n, m in modules.items() if kind_of(m) and not any(_inside(n, w) for w in left_out)]
+        names = [n for n, m in modules.items() if kind_of(m)]
+        _refuse_none(names, model, f"it has none of {SLICEABLE}")
+        names = [n for n in names if not any(_inside(n, w) for w in left_out)]
+        _refuse_none(names, model, f"train_also and the output head take all of them: {', '.join(left_out)}; name targets")
         names = [n for n in names if not any(_inside(n, e) for e in excluded)]
+        _refuse_none(names, model, f"exclude is {config.exclude!r}, which takes all of them")
         for name in names:
             check_weight(name, modules[name])
         names, more = _first_of_shared(names, modules)
+        _refuse_none(names, model, f"{'; '.join(more)}; name layers in targets")
         notes += more + _unsliceable_notes(modules)
         if head and not whole:
             notes.append(f"output head left alone: {', '.join(head)}")
@@ -77,14 +83,20 @@ def select(model: nn.Module, config: SliceConfig) -> Selection:
             raise ValueError(f"layer '{both[0]}' is in both targets and train_also; name it in one of them")
         whole = tuple(w for w in whole if not any(_inside(n, w) for n in names))
     names = [n for n in names if not any(_inside(n, e) for e in excluded)]
+    _refuse_none(names, model, f"exclude is {config.exclude!r}, which takes all of targets, {config.targets!r}")
     block, count = _blocks(modules)
     wanted = _wanted_blocks(config.layers, count)
+    there = sorted({block[n] for n in names})
     names = [n for n in names if block[n] in wanted]
-    if not names:
-        raise ValueError(f"no layer to slice is left in {type(model).__name__}; sliceable are {SLICEABLE}")
+    _refuse_none(names, model, f"layers is {config.layers!r}, of {count} block(s); what could be sliced stands in {there}")
     layers = _layers(names, modules, block)
     _refuse_trained_twice(layers, whole, modules, config.bias)
     return Selection(layers, whole, config.train_also is None, tuple(notes))
+
+
+def _refuse_none(names: list[str], model: nn.Module, why: str) -> None:
+    if not names:
+        raise ValueError(f"no layer to slice is left in {type(model).__name__}: {why}")
 
 
 def _refuse_trained_twice(layers: tuple[Layer, ...], whole: tuple[str, ...], modules: dict[str, nn.Module], bias: bool) -> None:
@@ -118,6 +130,8 @@ def _layers(names: list[str], modules: dict[str, nn.Module], block: dict[str, in
         check_weight(name, module)
         if id(module.weight) in seen:
             continue
+        if isinstance(module, FusedExperts):
+            _check_implementation(name, module)
         seen.add(id(module.weight))
         sharing = tuple(
             (other, modules[other], _kind_of_sharer(name, other, modules[other]))
@@ -154,6 +168,25 @@ def check_weight(name: str, module: AnyLayer) -> None:
         raise ValueError(f"layer '{name}' cannot be sliced: its weight is a {type(weight.data).__name__}, not a plain tensor")
 
 
+def _with_fused_weights(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules, and after each experts module its fused weights, as layers under the weights' names."""
+    out: dict[str, nn.Module] = {}
+    for name, module in modules.items():
+        out[name] = module
+        out |= {f"{name}.{attribute}": FusedExperts(module, attribute) for attribute in fused_weights(module)}
+    return out
+
+
+def _check_implementation(name: str, module: FusedExperts) -> None:
+    """That the experts' products can be watched (see experts)."""
+    used = getattr(getattr(module.owner, "config", None), "_experts_implementation", None)
+    if used not in (None, "eager", "grouped_mm"):
+        raise ValueError(
+            f"layer '{name}' cannot be sliced: its experts run by {used!r}, which copies or hides their weights; expected "
+            "'eager' or 'grouped_mm': model.set_experts_implementation('grouped_mm')"
+        )
+
+
 def _kind_of_sharer(name: str, other: str, module: AnyLayer) -> Kind:
     kind = kind_of(module)
     if kind is not None:
@@ -170,7 +203,12 @@ def _holders(modules: dict[str, nn.Module]) -> dict[int, list[str]]:
     """Which modules hold each parameter, by identity."""
     holders: dict[int, list[str]] = {}
     for name, module in modules.items():
+        fused = {
+            id(module._parameters[attribute]) for attribute in fused_weights(module)
+        }  # their entries of their own hold them
         for parameter in module.parameters(recurse=False):
+            if id(parameter) in fused:
+                continue
             holders.setdefault(id(parameter), []).append(name)
     return holders
 
@@ -297,20 +335,27 @@ def _sliceable_matches(patterns: Iterable[str], modules: dict[str, nn.Module]) -
 def _blocks(modules: dict[str, nn.Module]) -> tuple[dict[str, int], int]:
     """The block of every module, and how many blocks there are.
 
-    A block is an entry of an outermost numbered container (``encoder.layer.3``); several containers follow each other
-    in the model's order (an encoder's, then a decoder's).
+    A block is an entry of an outermost numbered container (``encoder.layer.3``) in which some layer can be sliced (the
+    activations of an ``nn.Sequential`` are none); several containers follow each other in the model's order (an
+    encoder's, then a decoder's).
     """
+    entries = {name: _entry(name) for name in modules}
+    holding = {entries[name] for name, module in modules.items() if kind_of(module)}
     keys: dict[str, int] = {}
     block: dict[str, int] = {}
-    for name in modules:
-        parts = name.split(".")
-        digit = next((i for i, p in enumerate(parts) if p.isdigit()), None)
-        if digit is not None:
-            keys.setdefault(".".join(parts[: digit + 1]), len(keys))
-        block[name] = max(len(keys) - 1, 0)
-        if digit is not None:
-            block[name] = keys[".".join(parts[: digit + 1])]
+    for name, entry in entries.items():
+        if entry is not None and entry in holding:
+            block[name] = keys.setdefault(entry, len(keys))
+        else:
+            block[name] = max(len(keys) - 1, 0)
     return block, max(len(keys), 1)
+
+
+def _entry(name: str) -> str | None:
+    """The entry of an outermost numbered container that a module is, or stands in."""
+    parts = name.split(".")
+    digit = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    return None if digit is None else ".".join(parts[: digit + 1])
 
 
 def _wanted_blocks(layers: str | tuple[int, ...] | None, count: int) -> set[int]:
