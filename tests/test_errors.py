@@ -21,7 +21,16 @@ from paring import SliceConfig, sliced
         ({"targets": ("bert.encoder",)}, "a BertEncoder, which cannot be sliced; sliceable are nn.Linear"),
         ({"targets": ("word_embeddings",)}, "an? Embedding, which cannot be sliced"),
         ({"exclude": ("nothing",)}, "exclude: 'nothing' matches no module"),
-        ({"exclude": ("**",)}, "no layer to slice is left in BertForSequenceClassification"),
+        (
+            {"exclude": ("**",)},
+            r"no layer to slice is left in BertForSequenceClassification: exclude is \('\*\*',\), which takes all of them",
+        ),
+        ({"targets": ("query",), "exclude": ("layer",)}, r"exclude is \('layer',\), which takes all of targets, \('query',\)"),
+        ({"train_also": ("bert",)}, "train_also and the output head take all of them: bert, classifier; name targets"),
+        (
+            {"targets": ("layer.0.attention.self.query",), "layers": "upper:1"},
+            r"layers is 'upper:1', of 3 block\(s\); what could be sliced stands in \[0\]",
+        ),
         ({"train_also": ("clasifier",)}, "train_also: 'clasifier' matches no module .*nearest are 'classifier'"),
         ({"train_also": ("dropout",)}, r"train_also: '.*dropout' \(Dropout\) has no parameters to train"),
         ({"targets": ("classifier",), "train_also": ("classifier",)}, "'classifier' is in both targets and train_also"),
@@ -39,6 +48,18 @@ def test_what_does_not_fit_the_model_is_refused_unchanged(settings: dict, messag
         sliced(model, SliceConfig(**({"rank": 4, "move_steps": 10} | settings)))
     assert_same_bits(bits(model), before)
     assert [p.requires_grad for p in model.parameters()] == flags
+
+
+def test_a_model_without_a_layer_to_slice_is_refused_by_what_it_has() -> None:
+    config = SliceConfig(rank=4, move_steps=10)
+    with pytest.raises(ValueError, match="no layer to slice is left in ReLU: it has none of nn.Linear"):
+        sliced(nn.ReLU(), config)
+    with pytest.raises(ValueError, match="left in Sequential: train_also and the output head take all of them: 0; name"):
+        sliced(nn.Sequential(nn.Linear(8, 8)), config)
+    tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="left in Sequential: 0 left alone: tied to 1; name layers in targets"):
+        sliced(tied, config)
 
 
 def test_a_model_in_a_session_is_refused_whole_and_in_part() -> None:

@@ -97,6 +97,11 @@ def test_windows_keep_their_width() -> None:
         ({"layers": "middle:2"}, "layers is 'middle:2'; expected block indices"),
         ({"targets": "query"}, r"targets is 'query'; expected a tuple of str, such as \('query',\)"),
         ({"layer_window": 0}, "layer_window is 0"),
+        ({"max_position": 8.0}, "max_position is 8.0; expected a whole number"),
+        ({"max_position": True, "rank": 1}, "max_position is True; expected a whole number"),
+        ({"seed": 0.5}, "seed is 0.5; expected a whole number"),
+        ({"seed": True}, "seed is True; expected a whole number"),
+        ({"bias": 1}, "bias is 1; expected True or False"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict, message: str) -> None:

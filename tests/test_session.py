@@ -45,6 +45,16 @@ def test_layers_restrict_for_good() -> None:
         assert {m.block for m in session.matrices.values()} == expected
 
 
+def test_only_entries_with_a_layer_to_slice_are_blocks() -> None:
+    layers = nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2), nn.Flatten()
+    model = nn.Sequential(*layers)
+    for setting, expected in (("upper:2", ["4"]), ("upper:3", ["2", "4"]), ((0,), ["0"]), ((1, 2), ["2", "4"])):
+        session = sliced(model, SliceConfig(rank=4, move_steps=2, layers=setting), verbose=False)
+        assert list(session.matrices) == expected
+    with pytest.raises(ValueError, match=r"layers is 'upper:5'; the model has 4 block"):
+        sliced(model, SliceConfig(rank=4, move_steps=2, layers="upper:5"))
+
+
 def test_eval_mode_and_no_grad_run_the_plain_layer() -> None:
     model = bert().eval()
     with torch.no_grad():
@@ -90,10 +100,13 @@ def test_resident_memory_is_the_slices() -> None:
         optimizer = train(session, loss_of(model), 10)
         trained = sum(p.numel() for p in session.parameters())
         assert trained == session.num_trainable
+        with pytest.raises(RuntimeError, match="never entered"):
+            assert sliced(bert(), session.config).num_trainable
         ours = [*session.parameters(), *(t for s in optimizer.state.values() for t in s.values())]
         extra = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in ours}
         held = sum(n for at, n in extra.items() if at not in frozen)
         assert held <= 4 * trained * 4 + 4 * len(optimizer.state)  # AdamW's step counters
+    assert session.num_trainable == trained
 
 
 def test_summary_names_what_is_trained(capsys: pytest.CaptureFixture) -> None:

@@ -70,6 +70,12 @@ class SliceConfig:
         for name in ("move_steps", "stride", "layer_window"):
             if getattr(self, name) is not None:
                 _at_least(self, name, 1)
+        if not isinstance(self.bias, bool):
+            _refuse("bias", self.bias, "True or False")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            _refuse("seed", self.seed, "a whole number")
+        if self.max_position is not None:
+            _at_least(self, "max_position", 1)
         if self.max_position is not None and self.max_position < self.position + self.rank:
             _refuse("max_position", self.max_position, f"at least position + rank = {self.position + self.rank}")
         if self.move_steps is None and len(self.modes) > 1:
