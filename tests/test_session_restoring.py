@@ -49,6 +49,21 @@ def test_leaving_gives_a_plain_model_and_revert_the_old_bits(build) -> None:
     assert_same_bits(bits(model), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_are_left_as_they_were(dtype: torch.dtype) -> None:
+    model = bert().to(dtype)
+    loss_of(model)(0).backward()
+    model.classifier.bias.grad = None
+    before = {n: (p.grad, None if p.grad is None else p.grad.clone()) for n, p in model.named_parameters()}
+    with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False) as session:
+        train(session, loss_of(model), 3)
+        loss_of(model)(3).backward()
+    for name, p in model.named_parameters():
+        held, value = before[name]
+        assert p.grad is held, name
+        assert held is None or torch.equal(held, value), name
+
+
 @pytest.mark.parametrize("where", ["forward", "step"])
 def test_an_exception_leaves_a_plain_model_that_can_be_reverted(where: str) -> None:
     model = bert()

@@ -57,6 +57,7 @@ class WholeTensor:
         self.name, self.module, self.attribute = name, module, attribute
         self.used = False
         self.original: nn.Parameter = module._parameters[attribute]  # type: ignore[assignment]
+        self._gradient = self.original.grad
         wide = wide_dtype(self.original)
         self.master = None if wide == self.original.dtype else nn.Parameter(self.original.detach().to(wide))
 
@@ -71,7 +72,11 @@ class WholeTensor:
                 self.master.copy_(self.original)
 
     def put_back(self) -> None:
-        """The parameter in its place, should an interrupt have come while the working copy stood there."""
+        """``grad`` as it was on entering, so that no gradient of the session's acts on a later optimizer; and the parameter
+        in its place, should an interrupt have come while the working copy stood there."""
+        before, here = self._gradient, self.original
+        fits = before is not None and (before.dtype, before.shape, before.device) == (here.dtype, here.shape, here.device)
+        here.grad = before if fits else None
         now = self.module._parameters.get(self.attribute)
         if isinstance(now, Tensor) and not isinstance(now, nn.Parameter):
             self.module._parameters[self.attribute] = self.original

@@ -111,6 +111,8 @@ class SliceSession:
     def close(self) -> None:
         """Leaves a plain model with the weights learnt so far; again does nothing. ``delta`` and ``revert`` still work.
 
+        ``requires_grad`` and ``grad`` of the model's parameters are then what they were on entering.
+
         Raises:
             RuntimeError: a weight was replaced or cast under its working copy (see ``step``); the model is plain all the
                 same, with all that could be written.
@@ -230,7 +232,8 @@ class SliceSession:
     def revert(self) -> None:
         """Puts back, bitwise, every entry the session has touched, heads and buffers included.
 
-        In an open session training starts over: step 0, fresh optimizer state.
+        Buffers that the model does not save (``persistent=False``) are no part of it: what a forward keeps there stays.
+        In an open session training starts over: step 0, the configured rank, fresh optimizer state.
 
         Raises:
             RuntimeError: this session is closed and another is open on the model or a part of it.
