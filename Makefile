@@ -1,7 +1,8 @@
 # Each target does all set-up itself, in a .venv of the project's own; a second call starts at once.
 #   make demo        the main job end to end, nothing downloaded but packages
 #   make test        ruff, types, tests
-#   make bench-tune  cost of tuning: paring and its peers, interleaved (about an hour on 2 cores)
+#   make bench-tune     cost of tuning: paring and its peers, interleaved (about an hour on 2 cores)
+#   make bench-quality  whether slices learn as well as LoRA, SHiRA, MiSS and full fine-tuning (about two hours)
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench-tune lint clean
+.PHONY: demo test bench-tune bench-quality lint clean
 .DEFAULT_GOAL := test
 
 # PyTorch first and by itself, so that nothing later pulls in another build: a local CPU wheel where pip is set up to find one,
@@ -24,7 +25,7 @@ ifneq ($(TORCH),)
 else
 	$(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) torch==2.13.0 --index-url $(CPU_INDEX) || $(PIP) torch==2.13.0
 endif
-	$(PIP) --constraint constraints.txt --editable '.[train,plot,text,peers,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[train,plot,text,peers,trl,dev]'
 	touch $@
 
 demo: $(READY)
@@ -40,6 +41,9 @@ test: lint
 
 bench-tune: $(READY)
 	$(BIN)/python benchmarks/tune_cost.py
+
+bench-quality: $(READY)
+	$(BIN)/python benchmarks/tune_quality.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

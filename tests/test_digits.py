@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from paring.files import write_bytes
 from paring.tasks.digits import SHIFTS, Examples, accuracy, cache, fit, load_splits, named_shifts, pretrained, vit
 from paring.tasks.digits.data import SPLIT_SIZES, stratified_order
 from paring.tasks.digits.training import _batches
 from paring.tasks.extras import require
-from paring.tasks.files import write_bytes
 
 NUMBERED = torch.arange(64.0).reshape(1, 1, 8, 8)
 

@@ -14,10 +14,10 @@ from paring.demo.methods import METHODS, Method
 from paring.demo.picture import picture
 from paring.demo.runs import TaskResults, tune_all
 from paring.demo.table import conclusions, table
+from paring.files import write_bytes
 from paring.tasks.digits import accuracy, load_splits, named_shifts, one_thread, pretrained
 from paring.tasks.digits.vit import PRETRAINING_STEPS
 from paring.tasks.extras import require
-from paring.tasks.files import write_bytes
 
 
 def run(

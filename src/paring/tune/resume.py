@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from paring.delta.blocks import Rect, matrix_shape, read, write
+from paring.delta.hashing import digest
 from paring.tune.config import SliceConfig
-from paring.tune.undo import UndoLog, digest
+from paring.tune.undo import UndoLog
 
 
 def pack(log: UndoLog, tensors: Mapping[str, Tensor], fresh: Set[str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import tempfile
 import weakref
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -114,14 +113,6 @@ class UndoLog:
         offset = self._file.seek(0, 2)
         self._file.write(_bytes(read(tensor, rect)))
         self._kept[name].append(Kept(rect, offset, tensor.dtype))
-
-
-def digest(pieces: Iterable[Tensor]) -> str:
-    """A hash of the bytes of tensors, one after the other."""
-    hasher = blake2b(digest_size=16)
-    for values in pieces:
-        hasher.update(_bytes(values))
-    return hasher.hexdigest()
 
 
 def _bytes(values: Tensor) -> memoryview:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paring.tasks.files import write_bytes
+from paring.files import write_bytes
 
 _DIGEST = "digest"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from paring.files import write_bytes
 from paring.tasks.digits.data import Split, load_splits
 from paring.tasks.digits.shifts import Shift
 from paring.tasks.extras import require
-from paring.tasks.files import write_bytes
 
 _WRITTEN: tuple[Split, ...] = ("train", "validation", "test")
 

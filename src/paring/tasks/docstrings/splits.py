@@ -19,9 +19,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from paring.files import write_bytes
 from paring.tasks.docstrings.collect import standard_library
 from paring.tasks.docstrings.tasks import answers, named_task, normalised
-from paring.tasks.files import write_bytes
 
 Split = Literal["train", "calibration", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
