@@ -25,6 +25,7 @@ args = TrainingArguments(
     logging_steps=4, save_steps=4, disable_tqdm=True, dataloader_pin_memory=False,
     lr_scheduler_type="constant", max_grad_norm=0.0,
     train_sampling_strategy="sequential", ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None, optim="sgd",
+    average_tokens_across_devices=False,  # else the Trainer doubles the mean loss of models that do not sum over tokens
 )
 trainer = SliceTrainer(bert(), args, config=SliceConfig(rank=3, move_steps=3), train_dataset=rows, verbose=False)
 trainer.train(resume_from_checkpoint=sys.argv[4] if len(sys.argv) > 4 else None)

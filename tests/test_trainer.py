@@ -247,6 +247,29 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         trainer(tmp_path, config=SliceConfig(rank=30, move_steps=4))
 
 
+def test_accumulation_joins_batches(tmp_path: Path) -> None:
+    plain = {"max_grad_norm": 0.0, "save_strategy": "no", "train_sampling_strategy": "sequential", "optim": "sgd"}
+    joined = trainer(tmp_path, bert(0.0), per_device_train_batch_size=8, **plain)
+    joined.train()
+    parts = trainer(tmp_path, bert(0.0), per_device_train_batch_size=4, gradient_accumulation_steps=2, **plain)
+    parts.model_accepts_loss_kwargs = False  # BERT's loss is a mean over the batch, whatever else it is told
+    parts.train()
+    assert parts.session.num_steps == joined.session.num_steps == 10
+    for name, value in joined.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_bf16_autocast_and_bf16_weights(tmp_path: Path) -> None:
+    for model in (bert(0.0), bert(0.0).bfloat16()):
+        before = bits(model)
+        run = trainer(tmp_path, model, bf16=True, save_strategy="no", learning_rate=0.1)
+        run.train()
+        assert run.session.num_steps == 10 and model.dtype == next(iter(before.values())).dtype
+        assert any(not torch.equal(a, b) for a, b in zip(bits(model).values(), before.values(), strict=True))
+        run.session.revert()
+        assert_same_bits(bits(model), before)
+
+
 def test_the_arguments_are_kept_with_the_checkpoint(tmp_path: Path) -> None:
     trainer(tmp_path).train()
     state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
