@@ -41,6 +41,20 @@ def test_compiled_training_is_the_same_and_moves_compile_nothing(modes: tuple, g
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
+def test_a_window_compiles_once_for_each_of_its_places() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = bert()
+    config = SliceConfig(rank=5, modes=("column",), move_steps=1, layer_window=1)
+
+    def run(forward: nn.Module, i: int) -> Tensor:
+        return forward(**tokens(seed=i)).loss
+
+    plain, compiled = losses(model, run, config, False), losses(model, run, config, True)  # 9 steps: three times round
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks at it
 def test_convolutions_run_uncompiled_inside_a_compiled_model() -> None:
     torch._dynamo.reset()

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from conftest import bert, bits, tokens
+from conftest import assert_same_bits, bert, bits, tokens
 from paring import SliceConfig, sliced
 
 STEPS = 7
@@ -24,6 +24,14 @@ def train(model: torch.nn.Module, wrapped: torch.nn.Module, session, part: slice
         optimizer.zero_grad()
 
 
+def load(state: dict, settings: dict) -> dict[str, torch.Tensor]:
+    model = bert()
+    with sliced(model, SliceConfig(**settings), verbose=False) as session:
+        session.load_state_dict(state)
+        assert session.num_steps == STEPS
+    return bits(model)
+
+
 def worker(rank: int, folder: str, settings: dict) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -31,6 +39,7 @@ def worker(rank: int, folder: str, settings: dict) -> None:
     with sliced(model, SliceConfig(**settings), verbose=True) as session:
         wrapped = DistributedDataParallel(model, find_unused_parameters="layer_window" in settings)
         train(model, wrapped, session, slice(0, 4) if rank == 0 else slice(4, 8))
+        torch.save(session.state_dict(), f"{folder}/session{rank}.pt")
     torch.save(bits(model), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -56,3 +65,6 @@ def test_two_processes_equal_one(tmp_path: Path, settings: dict) -> None:
         assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], one[name], rtol=1e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
     assert sum(not torch.equal(start[n], one[n]) for n in one) > 10
+    states = [torch.load(tmp_path / f"session{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for resumed in (load(state, settings) for state in states):  # either process's state is the run's
+        assert_same_bits(resumed, first)

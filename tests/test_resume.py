@@ -1,5 +1,6 @@
 """A run killed and resumed gives, bit for bit, the weights of one never killed."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -44,6 +45,9 @@ torch.save(bits(model), "final.pt")
 """
 
 
+WINDOWED = {"rank": 5, "modes": ("column", "row"), "move_steps": 2, "layer_window": 2}
+
+
 def run(folder: Path, script: str, *kills: int) -> dict[str, torch.Tensor]:
     folder.mkdir()
     (folder / "train.py").write_text(script)
@@ -59,6 +63,24 @@ def test_killed_inside_and_between_windows(tmp_path: Path, dtype: str) -> None:
     never = run(tmp_path / "never", script)
     killed = run(tmp_path / "killed", script, 6, 8, 13)  # inside a window, at a move, inside a later one
     assert_same_bits(never, killed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stop", [1, 4, 7])  # in the upper window, at a move to it, in the lower one after the alternation
+def test_a_windowed_alternating_run_resumes_bit_for_bit(stop: int, dtype: torch.dtype) -> None:
+    def part(model: nn.Module, steps: range, saved: tuple | None = None) -> tuple:
+        with sliced(model, SliceConfig(**WINDOWED), verbose=False) as session:
+            optimizer = torch.optim.AdamW(session.parameters(), lr=1e-2)
+            if saved is not None:
+                session.load_state_dict(saved[0])
+                optimizer.load_state_dict(saved[1])
+            train(session, lambda i: model(**tokens(seed=i)).loss, len(steps), optimizer, first=steps.start)
+            return session.state_dict(), copy.deepcopy(optimizer.state_dict())
+
+    never, first, second = (bert().to(dtype) for _ in range(3))
+    part(never, range(11))
+    part(second, range(stop, 11), part(first, range(stop)))
+    assert_same_bits(bits(second), bits(never))
 
 
 def saved_run(model: nn.Module, steps: int = 6) -> dict:

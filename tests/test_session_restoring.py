@@ -74,9 +74,15 @@ def test_an_exception_leaves_a_plain_model_that_can_be_reverted(where: str) -> N
         if where == "step":
             loss_of(model)(4).backward()
             optimizer.step()
+            learnt = [slot.copy.detach().clone() for slot in session._slots]
         raise ZeroDivisionError
     assert [p.requires_grad for p in model.parameters()] == flags
     assert list(model.state_dict()) == list(before)
+    if where == "step":  # the last step's result, though session.step() never came
+        for (name, slice_), copy_ in zip(session.active.items(), learnt, strict=True):
+            weight = model.get_submodule(name).weight.detach()
+            part = weight[slice_.start : slice_.stop] if slice_.axis == "row" else weight[:, slice_.start : slice_.stop].t()
+            assert torch.equal(copy_.flatten()[: part.numel()].view(part.shape), part), name
     session.revert()
     assert_same_bits(bits(model), before)
     with sliced(model, SliceConfig(rank=4, move_steps=2), verbose=False):
