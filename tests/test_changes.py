@@ -97,23 +97,6 @@ def test_moving_the_model_is_followed() -> None:
     assert_same_bits(bits(moves), bits(bert()))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_moving_the_model_to_a_gpu_is_followed() -> None:
-    model = bert()
-    before = bits(model)
-    with sliced(model, CONFIG, verbose=False) as session:
-        train(session, loss_of(model), 3)
-        model.cuda()
-        train(session, lambda i: model(**{k: v.cuda() for k, v in tokens(seed=i).items()}).loss, 4)
-        state = session.state_dict()
-    after = bits(model)
-    session.delta().remove(model)
-    assert_same_bits({k: v.cpu() for k, v in bits(model).items()}, before)
-    with sliced(model, CONFIG, verbose=False) as session:
-        session.load_state_dict(state)
-    assert_same_bits(bits(model), after)
-
-
 def test_flags_are_restored_each_on_its_own() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
     model[1].bias.requires_grad_(False)
