@@ -1,5 +1,6 @@
 """What ``paring tune`` reads: files, folders, images, saved datasets; columns, labels, held-out rows, and the errors."""
 
+import csv
 import json
 import os
 import re
@@ -90,12 +91,12 @@ def test_a_file_of_each_type(kind: str, tmp_path: Path) -> None:
 
 def test_texts_arrive_as_they_are_written(tmp_path: Path) -> None:
     texts = ["NA", "null", "1.0", 'a "quoted", text', "two\nlines\r\nor three", " spaces ", "\u2028 é", "x" * 200_000]
-    path = write(
-        tmp_path / "train.csv", "text,label\n" + "".join('"' + t.replace('"', '""') + '",None\n' for t in texts) + "z,b"
-    )
-    assert rows(load_examples(write(tmp_path / "dev.csv", csv_of(ROWS)).parent / path.name, TEXT, validation=0.1, seed=3))
+    limit = csv.field_size_limit()
+    quoted = "".join('"' + text.replace('"', '""') + '",None\n' for text in texts)
+    path = write(tmp_path / "train.csv", f"text,label\n{quoted}z,b")
     write(tmp_path / "dev.csv", csv_of([("y", "b")]))
     assert rows(load_examples(tmp_path, TEXT)) == [*((t, "None") for t in texts), ("z", "b")]
+    assert csv.field_size_limit() == limit
     path.unlink()
     write(
         tmp_path / "train.jsonl",
@@ -125,6 +126,7 @@ def test_shards_are_one_split(tmp_path: Path) -> None:
     data = load_examples(tmp_path, TEXT)
     assert data.labels == ("0", "1")
     assert rows(data) == [(t, "01"["ab".index(y)]) for i in range(2) for t, y in ROWS[i::2]]
+    refused(tmp_path, "the train split of PATH has no column 'more0'; it has text, label", label_column="more0")
     second = datasets.Dataset.from_dict({"text": ["x", None], "label": [1, 1]})
     second.to_parquet(tmp_path / "train-00001-of-00002.parquet")
     refused(tmp_path, "data: PATH/train-00001-of-00002.parquet, row 2: 'text' is missing")
@@ -151,10 +153,16 @@ def test_a_saved_dataset(several: bool, tmp_path: Path) -> None:
 
 
 def test_rows_saved_out_of_order_keep_their_labels(tmp_path: Path) -> None:
-    saved = datasets.Dataset.from_dict({"text": [t for t, _ in ROWS], "label": [y for _, y in ROWS]}).shuffle(seed=1)
+    saved = datasets.Dataset.from_dict({"text": [t for t, _ in ROWS], "label": [i % 2 for i in range(20)]}).shuffle(seed=1)
     saved.with_format("numpy").save_to_disk(tmp_path)
     data = load_examples(tmp_path, TEXT)
-    assert set(rows(data)) < set(ROWS)
+    assert data.labels == ("0", "1")
+    assert set(rows(data)) < {(t, "01"["ab".index(y)]) for t, y in ROWS}
+
+
+def test_the_name_of_a_folder_is_no_column(tmp_path: Path) -> None:
+    (tmp_path / "label=9").mkdir()
+    assert load_examples(_parquet(tmp_path / "label=9" / "rows.parquet"), TEXT).labels == ("a", "b")
 
 
 def test_the_docstring_tasks_are_read_back(tmp_path: Path) -> None:
@@ -297,10 +305,10 @@ def test_numbers_written_differently_are_different_labels_in_a_fixed_order() -> 
             '{"text": "a", "label": 1}\n\n{"text": }\n',
             "PATH, line 3: no JSON: Expecting value; expected an object a",
         ),
-        ("x.jsonl", '{"text": "a", "label": 1}\n3', "PATH, line 2: a int; expected an object with a value for every column"),
-        ("x.json", '[{"text": "a"},\n 3]', "PATH, row 2: a int; expected an object"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n3', "PATH, line 2: got int; expected an object with a value for every column"),
+        ("x.json", '[{"text": "a"},\n 3]', "PATH, row 2: got int; expected an object"),
         ("x.json", '[{"text": "a"},\n 3', "PATH, line 2: no JSON"),
-        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": 7, "label": 1}', "PATH, line 2: 'text' is a int (7); expected a text"),
+        ("x.jsonl", '{"text": "a", "label": 1}\n{"text": 7, "label": 1}', "PATH, line 2: 'text' is 7 (int); expected a text"),
         ("x.jsonl", '{"text": "a", "label": 1}\n{"label": 1}', "PATH, line 2: 'text' is missing; expected a text"),
         ("x.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}', "PATH, line 2: 'label' is missing"),
         ("x.jsonl", '{"text": "a", "label": NaN}', "PATH, line 1: 'label' is missing"),
@@ -338,6 +346,12 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     refused(tmp_path / "row.csv", near, error=FileNotFoundError)
     far = f"data: there is no file or folder PATH; looked from {Path.cwd()}; expected a file (.csv"
     refused(tmp_path / "imdb" / "x", far, error=FileNotFoundError)
+
+
+def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "rows.csv", csv_of(ROWS))
+    assert load_examples("~/rows.csv", TEXT).labels == ("a", "b")
 
 
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def texts(table: Table, column: str) -> list[str]:
     values = table.column(column)
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            got = "missing" if value is None else f"a {type(value).__name__} ({value!r})"
+            got = "missing" if value is None else f"{value!r} ({type(value).__name__})"
             raise ValueError(f"data: {table.place(row)}: {column!r} is {got}; expected a text: fill it in or remove the row")
     return values
 
@@ -77,8 +77,6 @@ def _label(value: Any, names: Sequence[str] | None, table: Table, column: str, r
     missing = value is None or value == "" or isinstance(value, str) or (isinstance(value, float) and math.isnan(value))
     if missing or (names is not None and value == -1):  # -1 stands for a missing class in saved datasets
         raise ValueError(f"data: {table.place(row)}: {column!r} is missing; fill it in, or remove the row or its split")
-    if isinstance(value, bool):
-        return str(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int):

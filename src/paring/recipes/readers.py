@@ -187,7 +187,7 @@ def _of_objects(path: Path, rows: list[Any], lines: list[int] | None) -> Table:
     for row, number in zip(rows, numbers, strict=True):
         if not isinstance(row, dict):
             raise ValueError(
-                f"{path}, {word} {number}: a {type(row).__name__}; expected an object with a value for every column"
+                f"{path}, {word} {number}: got {type(row).__name__}; expected an object with a value for every column"
             )
     names = dict.fromkeys(name for row in rows for name in row)
     return _of_lists(path, {name: [row.get(name) for row in rows] for name in names}, numbers, word)
