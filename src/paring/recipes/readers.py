@@ -104,7 +104,7 @@ def read_parquet(path: Path) -> Table:
     """
     parquet, pyarrow = require("pyarrow.parquet", NEEDED_FOR), require("pyarrow", NEEDED_FOR)
     try:
-        table = parquet.read_table(path, partitioning=None)
+        table = parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} could not be read as Parquet: {str(error).splitlines()[0]}") from None
     known = b"huggingface" in (table.schema.metadata or {})
