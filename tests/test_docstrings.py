@@ -33,8 +33,9 @@ def value():
         """Local."""
     return inner
 
-def nothing(x=lambda: (yield)):
+def nothing(x):
     """Returns nothing."""
+    later = lambda: (yield)
     for _ in x:
         if _:
             return
@@ -63,7 +64,9 @@ class Thing:
 
     def both(self):
         """Value, then yield."""
-        return (yield)
+        if self:
+            return 1
+        yield
 
     def blank(self):
         """   """
@@ -74,6 +77,10 @@ class Thing:
         def deep(self):
             """Deep."""
             ...
+
+        def empty(self):
+            """Empty."""
+            pass
 '''
 
 
@@ -102,6 +109,7 @@ def test_every_docstring_with_its_place_and_kind(library: list[Docstring]) -> No
         ("pack.mod.Thing.method", "method"),
         ("pack.mod.Thing.both", "method"),
         ("pack.mod.Thing.Inner.deep", "method"),
+        ("pack.mod.Thing.Inner.empty", "method"),
         ("test", "module"),
     ]
     assert {d.package for d in library} == {"pack", "test"}
@@ -118,6 +126,7 @@ def test_what_the_code_does(library: list[Docstring]) -> None:
         "method": ("nothing", True, True),
         "both": ("generator", False, False),
         "deep": ("nothing", False, True),
+        "empty": ("nothing", False, True),
     }
     assert all(d.code is None for d in library if d.kind in ("module", "class"))
 

@@ -100,7 +100,7 @@ def docstrings_in(root: Path) -> Iterator[Docstring]:
 def _of(node: ast.Module | ast.ClassDef | _Function, where: str, kind: Kind) -> Iterator[Docstring]:
     """A definition's docstring, then those of what is defined in it."""
     text = ast.get_docstring(node)
-    if text and text.strip():
+    if text:
         code = None if isinstance(node, ast.Module | ast.ClassDef) else code_of(node)
         yield Docstring(text, where, where.partition(".")[0], kind, code)
     for inner in _defined_in(node):

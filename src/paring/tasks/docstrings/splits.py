@@ -107,7 +107,7 @@ def write_csv(task: str, folder: str | Path) -> tuple[Path, ...]:
     splits, names = load_splits(task), label_names(task)
     paths = []
     for split in ("train", "validation", "test"):
-        lines = io.StringIO(newline="")
+        lines = io.StringIO()
         writer = csv.writer(lines)
         writer.writerow(("text", "label"))
         chosen = splits[split]
