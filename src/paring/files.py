@@ -29,6 +29,17 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def cache_folder() -> Path:
+    """What may be made again lies here: ``$PARING_CACHE``, else ``$XDG_CACHE_HOME/paring``, else ``~/.cache/paring``.
+
+    It need not exist. A relative ``XDG_CACHE_HOME`` is ignored, as its specification says.
+    """
+    if own := os.environ.get("PARING_CACHE"):
+        return Path(own).expanduser().absolute()
+    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (configured if configured.is_absolute() else Path.home() / ".cache") / "paring"
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` to ``path`` (see ``replacing``)."""
     with replacing(path) as temporary:

@@ -1,10 +1,9 @@
-"""Weights kept between runs: one safetensors file a recipe, under ``$XDG_CACHE_HOME/paring`` or ``~/.cache/paring``.
+"""Weights kept between runs: one safetensors file a recipe, in ``paring.files.cache_folder()``.
 
 The file's name holds a hash of everything that makes the weights; its metadata a digest of them. A file that cannot be
 read, holds other tensors, or whose bytes have changed counts as corrupt: it is made again, and a line says so.
 """
 
-import os
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
@@ -14,15 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from paring.files import write_bytes
+from paring.files import cache_folder, write_bytes
 
 _DIGEST = "digest"
-
-
-def cache_folder() -> Path:
-    """Where the files lie; it need not exist. A relative ``XDG_CACHE_HOME`` is ignored, as its specification says."""
-    configured = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (configured if configured.is_absolute() else Path.home() / ".cache") / "paring"
 
 
 def load_or_make(model: nn.Module, file_name: str, make: Callable[[nn.Module], None]) -> None:

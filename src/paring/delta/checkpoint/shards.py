@@ -1,0 +1,130 @@
+"""One open file of a checkpoint: its tensors by name, read when asked for.
+
+Safetensors are read with ``pread`` into a buffer rather than mapped. Measured on a warm cache: hashing at 4.8 GB/s against
+4.4 GB/s through a mapping (no page faults, and the buffer stays in the CPU's cache); reading alone runs at 20 GB/s, and at
+3 GB/s into fresh memory each time, which is why buffers are kept. And a file that is cut off meanwhile is an error, where a
+mapping ends the process.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paring.delta.checkpoint import torchfile
+from paring.delta.checkpoint.header import read_header
+from paring.delta.checkpoint.tensorinfo import TensorInfo
+from paring.delta.errors import DeltaError
+
+_KEPT = 4  # buffers; more threads than that hardly read faster
+
+
+class Shard(Protocol):
+    path: Path
+    infos: dict[str, TensorInfo]
+    metadata: dict[str, str]
+    tied: list[tuple[str, ...]]
+
+    def tensor(self, name: str) -> Tensor: ...
+
+    def pieces(self, name: str, piece_bytes: int) -> Iterator[Tensor]: ...
+
+    def stat(self) -> os.stat_result: ...
+
+    def close(self) -> None: ...
+
+
+class SafetensorsShard:
+    """Reads may come from several threads at once. The file stays the one that was opened when another takes its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tied: list[tuple[str, ...]] = []  # the format has none
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            header = read_header(path, self._fd)
+        except BaseException:
+            self.close()
+            raise
+        self.infos, self.metadata, self._starts = header.infos, header.metadata, header.starts
+        self._buffers: list[Tensor] = []
+
+    def tensor(self, name: str) -> Tensor:
+        info = self.infos[name]
+        tensor = torch.empty(info.shape, dtype=info.dtype)
+        self._read(name, tensor.view(-1).view(torch.uint8), 0)
+        return tensor
+
+    def pieces(self, name: str, piece_bytes: int) -> Iterator[Tensor]:
+        info = self.infos[name]
+        size = min(max(1, piece_bytes // info.dtype.itemsize) * info.dtype.itemsize, info.nbytes)
+        buffer = self._buffer(size)
+        for start in range(0, info.nbytes, max(size, 1)):
+            part = buffer[: min(size, info.nbytes - start)]
+            self._read(name, part, start)
+            yield part.view(info.dtype)
+        # Not in a finally: whoever stops half way may still hold the last piece.
+        if len(self._buffers) < _KEPT:
+            self._buffers.append(buffer)
+
+    def stat(self) -> os.stat_result:
+        return os.fstat(self._fd)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._buffers = -1, []
+
+    def _buffer(self, size: int) -> Tensor:
+        try:
+            kept = self._buffers.pop()
+        except IndexError:  # asked by another thread, or the first
+            kept = None
+        return kept if kept is not None and kept.numel() >= size else torch.empty(size, dtype=torch.uint8)
+
+    def _read(self, name: str, into: Tensor, start: int) -> None:
+        """Fills ``into`` (bytes) from byte ``start`` of the tensor on."""
+        if self._fd < 0:
+            raise ValueError(f"{self.path} has been closed; read its tensors before leaving the checkpoint")
+        view = into.numpy().data
+        position = self._starts[name] + start
+        while view:
+            done = os.preadv(self._fd, [view], position)
+            if done == 0:
+                raise DeltaError(
+                    f"{self.path}: tensor {name!r} ends {len(view):,} bytes early: the file was cut off while in use"
+                )
+            view, position = view[done:], position + done
+
+
+class TorchShard:
+    """A file of ``torch.save``, mapped: a tensor's bytes are read when they are touched."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata: dict[str, str] = {}
+        self._stat = path.stat()
+        self._tensors = torchfile.load(path)
+        self.infos = {name: TensorInfo(t.dtype, t.shape) for name, t in self._tensors.items()}
+        self.tied = torchfile.tied(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        self._refuse_closed()
+        return self._tensors[name].clone(memory_format=torch.contiguous_format)
+
+    def pieces(self, name: str, piece_bytes: int) -> Iterator[Tensor]:
+        self._refuse_closed()
+        return torchfile.flat_pieces(self._tensors[name], piece_bytes)
+
+    def stat(self) -> os.stat_result:
+        return self._stat
+
+    def close(self) -> None:
+        self._tensors = {}
+
+    def _refuse_closed(self) -> None:
+        if self.infos and not self._tensors:
+            raise ValueError(f"{self.path} has been closed; read its tensors before leaving the checkpoint")
