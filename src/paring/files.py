@@ -1,32 +1,80 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all.
 
+What is being written has a hidden name beside the final one, ``.NAME.tmp-HOST-PID-…``. A process that is killed leaves it
+behind, which harms nothing; the next one to write NAME removes it.
+"""
+
+import errno
 import os
+import shutil
+import socket
 import tempfile
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from paring import syscalls
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
     """A temporary name beside ``path`` to write to; renamed to ``path`` on leaving, removed when an exception leaves.
 
     A reader, or a run cut off half way, never meets half a file; of two writers at once, the later one stays. The folder
     is made when it is missing.
+
+    Raises:
+        FileExistsError: ``path`` is there and ``overwrite`` is False; on entering, or on leaving when it came meanwhile.
     """
+    _refuse_present(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_prefix(path) + f"{os.getpid()}-", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())  # mkstemp's are for the owner alone
-        temporary.replace(path)
-    except BaseException:
+        _sync(temporary)
+        if overwrite:
+            temporary.replace(path)
+        else:
+            _rename_to_new(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+    _remove_leftovers(path)
+
+
+@contextmanager
+def replacing_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new temporary folder beside ``path`` to fill; renamed to ``path`` on leaving, removed when an exception leaves.
+
+    Files are synced to disk before that. With ``overwrite`` an old folder is swapped in one step (on Linux; elsewhere two
+    renames, between which there is none), then removed with all it holds. Of a link, the folder it leads to is replaced.
+
+    Raises:
+        FileExistsError: ``path`` is there and ``overwrite`` is False, or it is no folder.
+    """
+    path = path.resolve()
+    _refuse_present(path, overwrite)
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file, expected a folder or nothing; take another name, or remove it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path) + f"{os.getpid()}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for inner in temporary.rglob("*"):
+            _sync(inner)
+        _sync(temporary)
+        if overwrite and path.exists():
+            _exchange(temporary, path)
+        else:
+            _rename_to_new(temporary, path)
+        _sync(path.parent)
+    finally:  # what was not finished, or the old one
+        shutil.rmtree(temporary, ignore_errors=True)
+    _remove_leftovers(path)
 
 
 def cache_folder() -> Path:
@@ -44,6 +92,77 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes ``content`` to ``path`` (see ``replacing``)."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def _refuse_present(path: Path, overwrite: bool) -> None:
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(f"{path} is there already; take another name, remove it first, or ask for it to be overwritten")
+
+
+def _prefix(path: Path) -> str:
+    """Of temporary names for ``path`` on this machine; another one may share the disk, and its processes are not known here."""
+    return f".{path.name}.tmp-{zlib.crc32(socket.gethostname().encode()):08x}-"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What killed processes left when they wrote ``path``."""
+    prefix = _prefix(path)
+    with suppress(OSError):
+        for left in [p for p in path.parent.iterdir() if p.name.startswith(prefix)]:
+            pid = left.name.removeprefix(prefix).split("-")[0]
+            if pid.isdecimal() and not _is_running(int(pid)):
+                if left.is_dir() and not left.is_symlink():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere signal 0 is no mere question
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    try:
+        done = syscalls.rename(source, target, syscalls.NO_REPLACE)
+    except FileExistsError:
+        done = False
+    if not done:
+        _refuse_present(target, False)
+        source.rename(target)
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swaps the names of two folders."""
+    if syscalls.rename(new, old, syscalls.EXCHANGE):
+        return
+    aside = new.with_name(f"{new.name}-old")
+    old.rename(aside)
+    try:
+        new.rename(old)
+    except BaseException:
+        aside.rename(old)
+        raise
+    aside.rename(new)
+
+
+def _sync(path: Path) -> None:
+    """To disk: a file's content, or a folder's list of names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF):  # a folder, where a system cannot
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

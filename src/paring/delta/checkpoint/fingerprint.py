@@ -12,6 +12,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from paring.delta.checkpoint.read import Checkpoint
+from paring.delta.checkpoint.tensorinfo import raw_bytes
 from paring.delta.checkpoint.torchfile import flat_pieces
 from paring.delta.errors import DeltaError
 from paring.files import cache_folder, write_bytes
@@ -31,7 +32,7 @@ def tensor_hash(pieces: Iterable[Tensor]) -> str:
     """
     hasher = blake3()
     for piece in pieces:
-        hasher.update(piece.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        hasher.update(raw_bytes(piece))
     return str(hasher.hexdigest(_HASH_BYTES))
 
 

@@ -75,9 +75,14 @@ def make_header(tensors: Sequence[tuple[str, TensorInfo]], metadata: Mapping[str
         entries[METADATA] = _metadata(Path("the new checkpoint"), dict(metadata))
     start = 0
     for name, info in tensors:
+        _refuse_no_unicode(f"tensor {name!r}", name)
         shape = list(info.shape)
         kind = dtype_name(info.dtype)
         if kind == "F4":
+            if not shape:
+                raise DeltaError(
+                    f"tensor {name!r} is a single {info.dtype}, two numbers that have no shape in the format; reshape it"
+                )
             shape[-1] *= 2
         entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, start + info.nbytes]}
         start += info.nbytes
@@ -98,10 +103,7 @@ def _metadata(path: Path, found: Any) -> dict[str, str]:
 
 def _span(where: str, name: str, entry: Any) -> _Span:
     """What one tensor is, and where it claims to begin and end in the data."""
-    try:
-        name.encode()  # a lone surrogate is no name that another program could read
-    except UnicodeEncodeError:
-        raise DeltaError(f"{where[:300]}: the name is no valid Unicode; {_AGAIN}") from None
+    _refuse_no_unicode(where[:300], name)
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise DeltaError(f"{where}: got {str(entry)[:100]}, expected dtype, shape and data_offsets; {_AGAIN}")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -129,6 +131,13 @@ def _span(where: str, name: str, entry: Any) -> _Span:
             f"({kind} of shape {entry['shape']}); {_AGAIN}"
         )
     return info, offsets[0], offsets[1]
+
+
+def _refuse_no_unicode(where: str, name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which no other program could read
+        raise DeltaError(f"{where}: the name is no valid Unicode; rename it") from None
 
 
 def _are_counts(found: Any) -> bool:

@@ -87,10 +87,6 @@ class Checkpoint(Mapping[str, Tensor]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        for shard in getattr(self, "_shards", ()):
-            shard.close()
-
     def __getitem__(self, name: str) -> Tensor:
         return self.tensor(name)
 

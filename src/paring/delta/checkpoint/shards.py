@@ -43,6 +43,8 @@ class SafetensorsShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tied: list[tuple[str, ...]] = []  # the format has none
+        self._buffers: list[Tensor] = []
+        self._fd = -1  # close() is called whatever happens
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             header = read_header(path, self._fd)
@@ -50,7 +52,6 @@ class SafetensorsShard:
             self.close()
             raise
         self.infos, self.metadata, self._starts = header.infos, header.metadata, header.starts
-        self._buffers: list[Tensor] = []
 
     def tensor(self, name: str) -> Tensor:
         info = self.infos[name]
@@ -77,6 +78,9 @@ class SafetensorsShard:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._buffers = -1, []
+
+    def __del__(self) -> None:
+        self.close()
 
     def _buffer(self, size: int) -> Tensor:
         try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from paring.delta.errors import DeltaError
 
@@ -59,3 +60,9 @@ class TensorInfo:
             raise DeltaError(f"{self.dtype} of shape {list(self.shape)} takes {size:,} bytes, got nbytes={self.nbytes:,}")
         object.__setattr__(self, "shape", torch.Size(self.shape))
         object.__setattr__(self, "nbytes", size)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a dense tensor as a file has them, row major; without a copy where it is contiguous and on the CPU."""
+    found: memoryview = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+    return found

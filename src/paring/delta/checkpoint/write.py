@@ -1,0 +1,193 @@
+"""A checkpoint written tensor by tensor: no shard is ever in memory, and nothing is there before everything is.
+
+All names, dtypes and shapes are known before the first byte, so each file's header is written first and the tensors follow
+in pieces. Within a file those with wider entries come first: so each begins at a multiple of its entries' size with no hole
+between any two.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
+
+from torch import Tensor
+
+from paring.delta.checkpoint.companions import companions, is_weights
+from paring.delta.checkpoint.header import METADATA, make_header
+from paring.delta.checkpoint.tensorinfo import TensorInfo, raw_bytes
+from paring.delta.errors import DeltaError
+from paring.files import replacing, replacing_folder
+from paring.syscalls import start_writing
+
+Named = tuple[str, TensorInfo]
+Content = Callable[[str], Iterable[Tensor]]
+
+_FLUSH_BYTES = 8 << 20
+_SINGLE = "model.safetensors"
+_PYTORCH = {"format": "pt"}  # transformers refuses files without it
+
+
+def write_checkpoint(
+    out: str | Path,
+    tensors: Iterable[Named],
+    content: Content,
+    *,
+    shard_bytes: int = 5 * 10**9,
+    metadata: Mapping[str, str] = _PYTORCH,
+    source: Path | None = None,
+    overwrite: bool = False,
+    files: Mapping[str, bytes] | None = None,
+) -> list[Path]:
+    """Writes a checkpoint that ``from_pretrained`` loads, whole or not at all.
+
+    Args:
+        out: a new folder; or a new file, when it ends in ``.safetensors``.
+        tensors: names, dtypes and shapes, in the order in which they fill the files.
+        content: gives a tensor's content by name: pieces of any size and shape, in stored order, of its dtype. It is asked for
+            each tensor once, one after the other, in an order of its own.
+        shard_bytes: the most bytes of tensors in a file, where more than one is in it. One file is ``model.safetensors``,
+            several have an index. A single file ``out`` is not split.
+        metadata: texts in each file's header.
+        source: a folder whose other files (configuration, tokenizer, …; see ``companions``) are copied; not to a single file.
+        overwrite: whether an old ``out`` is replaced, in one step, when the new one is whole.
+        files: further files of the folder, name -> content; they come before those of ``source``.
+
+    Returns:
+        The files written: weights, index, others.
+
+    Raises:
+        FileExistsError: ``out`` is there and ``overwrite`` is False, or it is a folder that holds more than a checkpoint.
+        DeltaError: a name twice, a dtype that cannot be stored, content that is shorter, longer or of another dtype.
+        OSError: the disk has no room. Whatever is raised, nothing has changed.
+    """
+    out = Path(out)
+    planned = list(tensors)
+    _refuse_twice([name for name, _ in planned])
+    if out.suffix == ".safetensors":
+        _refuse_folder(out)
+        header, order = _file(planned, metadata)
+        _refuse_no_room(out, len(header) + sum(info.nbytes for _, info in order))
+        with replacing(out, overwrite) as temporary:
+            _write(temporary, header, order, content)
+        return [out]
+    if overwrite:
+        _refuse_foreign(out)
+    shards = plan(planned, shard_bytes)
+    laid = [_file(shard, metadata) for shard in shards]
+    names = (
+        [_SINGLE] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    )
+    extra = {} if len(shards) == 1 else {f"{_SINGLE}.index.json": _index(shards, names)}
+    extra |= files or {}
+    copies = [path for path in (companions(source) if source else []) if path.name not in extra]
+    num_bytes = sum(len(header) for header, _ in laid) + sum(info.nbytes for _, info in planned)
+    _refuse_no_room(out, num_bytes + sum(map(len, extra.values())) + sum(path.stat().st_size for path in copies))
+    with replacing_folder(out, overwrite) as folder:
+        for path in copies:
+            shutil.copyfile(path, folder / path.name)
+        for name, text in extra.items():
+            assert name == Path(name).name
+            (folder / name).write_bytes(text)
+        for name, (header, order) in zip(names, laid, strict=True):
+            _write(folder / name, header, order, content)
+    return [out / name for name in [*names, *extra, *(path.name for path in copies)]]
+
+
+def plan(tensors: Sequence[Named], shard_bytes: int) -> list[list[Named]]:
+    """Files filled one after the other, each up to ``shard_bytes``; a larger tensor has a file of its own."""
+    if shard_bytes < 1:
+        raise ValueError(f"shard_bytes is {shard_bytes}, expected at least 1")
+    shards: list[list[Named]] = [[]]
+    size = 0
+    for name, info in tensors:
+        if shards[-1] and size + info.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append((name, info))
+        size += info.nbytes
+    return shards
+
+
+def _file(tensors: Sequence[Named], metadata: Mapping[str, str]) -> tuple[bytes, list[Named]]:
+    """Header and order of one file."""
+    order = sorted(tensors, key=lambda named: -named[1].dtype.itemsize)
+    return make_header(order, metadata), order
+
+
+def _index(shards: Sequence[Sequence[Named]], names: Sequence[str]) -> bytes:
+    weight_map = {name: file for shard, file in zip(shards, names, strict=True) for name, _ in shard}
+    size = sum(info.nbytes for shard in shards for _, info in shard)
+    return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2).encode() + b"\n"
+
+
+def _write(path: Path, header: bytes, order: Sequence[Named], content: Content) -> None:
+    with FileIO(path, "wb") as file:
+        _put(file, memoryview(header))
+        flushed = 0
+        for name, info in order:
+            left = info.nbytes
+            for piece in content(name):
+                if piece.dtype != info.dtype:
+                    raise DeltaError(
+                        f"the content of tensor {name!r} is {piece.dtype}, expected {info.dtype} as announced; convert it"
+                    )
+                view = raw_bytes(piece)
+                left -= len(view)
+                if left < 0:
+                    break
+                _put(file, view)
+                flushed = _flush_early(file, flushed)
+            if left:
+                got = "more than that" if left < 0 else f"{info.nbytes - left:,}"
+                raise DeltaError(
+                    f"the content of tensor {name!r} is {got} bytes, expected {info.nbytes:,} ({info.dtype} of shape "
+                    f"{list(info.shape)}); nothing was written"
+                )
+        os.fsync(file.fileno())
+
+
+def _put(file: FileIO, view: memoryview) -> None:
+    while view:  # one call writes at most 2 GiB
+        view = view[file.write(view) :]
+
+
+def _flush_early(file: FileIO, flushed: int) -> int:
+    """Keeps the disk busy from the start, every 8 MiB; measured 2.1 GB/s synced, 1.6 where it all waits for the end."""
+    position = file.tell()
+    if position - flushed < _FLUSH_BYTES:
+        return flushed
+    start_writing(file.fileno(), flushed, position - flushed)
+    return position
+
+
+def _refuse_twice(names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen or name == METADATA:
+            what = "comes twice" if name in seen else "is the format's own name"
+            raise DeltaError(f"tensor {name!r} {what}; a checkpoint needs a name of its own for each")
+        seen.add(name)
+
+
+def _refuse_folder(out: Path) -> None:
+    if out.is_dir():
+        raise FileExistsError(f"{out} is a folder, expected a file or nothing; take another name")
+
+
+def _refuse_foreign(out: Path) -> None:
+    """That overwriting removes a checkpoint, not someone's work: no folders inside, and weights, or nothing at all."""
+    inner = sorted(out.iterdir()) if out.is_dir() else []
+    folders = [path.name for path in inner if path.is_dir() and path.name != ".cache"]  # the hub's tools leave that one
+    if folders or (inner and not any(is_weights(path) for path in inner)):
+        what = f"folders ({', '.join(folders[:5])})" if folders else "files but no weights"
+        raise FileExistsError(f"{out} holds {what}, which overwriting it would remove; take another name, or remove it first")
+
+
+def _refuse_no_room(out: Path, num_bytes: int) -> None:
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise OSError(errno.ENOSPC, f"{out} takes {num_bytes:,} bytes, of which {there} has {free:,} free; nothing was written")
