@@ -1,0 +1,1 @@
+"""How the parts of a delta file are coded: positions, values, exact differences, compression. Pure functions on tensors."""

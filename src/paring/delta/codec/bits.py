@@ -1,0 +1,97 @@
+"""Exact differences: of bit patterns, so that ``before + d`` is bitwise ``after`` and ``after - d`` bitwise ``before``.
+
+The bits of a floating-point number, read as a signed integer ``b`` of the same width w, are sign and magnitude. Negative ones
+turned over,
+
+    i = b ^ ((b >> (w - 1)) & (2**(w - 1) - 1))          (arithmetic shift; its own inverse)
+
+the integers are in the order of the numbers: ... -1 at -0.0, 0 at +0.0, 1 at the smallest positive number ... A step of one is
+one step to the next number of the type, so a small change is a small integer, whatever the sign, also across zero. The stored
+difference is d = i(after) - i(before) modulo 2**w, a signed integer of width w. NaNs with their payloads, infinities and
+both zeros have patterns like all others.
+
+    fp64, fp32, bf16, fp16, float8_*   as above; float8_e8m0fnu, which has no sign: b ^ 0x80
+    integers, bool                     b itself (unsigned ones read as signed)
+    complex64, complex32               the pair's bits as one integer of 64 or 32 bits: exact, but in no order
+"""
+
+import torch
+from torch import Tensor
+
+from paring.delta.errors import DeltaError
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_NO_SIGN = frozenset(d for d in (getattr(torch, "float8_e8m0fnu", None),) if d is not None)
+_NO_ORDER = frozenset(d for d in (getattr(torch, "float4_e2m1fn_x2", None),) if d is not None)  # two numbers in a byte
+
+
+def integer_of(dtype: torch.dtype) -> torch.dtype:
+    """The type of the differences of tensors of ``dtype``.
+
+    Raises:
+        DeltaError: there is none (complex128, quantized types).
+    """
+    if str(dtype).startswith(("torch.q", "torch.bits")) or dtype.itemsize not in _INTEGERS:
+        raise DeltaError(f"{dtype} has no exact differences; convert the tensor, or leave it out")
+    return _INTEGERS[dtype.itemsize]
+
+
+def to_ordered(t: Tensor) -> Tensor:
+    """The integers i of the numbers in ``t``, in the same shape; of integers possibly a view."""
+    b = t.detach().view(integer_of(t.dtype))
+    return _turned(b, t.dtype)
+
+
+def from_ordered(i: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers whose integers are ``i``.
+
+    Raises:
+        DeltaError: ``i`` is of another width, or holds something else than 0 and 1 for bool.
+    """
+    if i.dtype != integer_of(dtype):
+        raise DeltaError(f"differences of {dtype} are {integer_of(dtype)}; got {i.dtype}")
+    if dtype == torch.bool and bool(((i != 0) & (i != 1)).any()):
+        raise DeltaError("the differences lead to a bool that is neither true nor false; this is not their base")
+    return _turned(i, dtype).view(dtype)
+
+
+def exact_difference(before: Tensor, after: Tensor) -> Tensor:
+    """The integers d that lead from ``before`` to ``after``."""
+    if before.dtype != after.dtype or before.shape != after.shape:
+        raise DeltaError(
+            f"an exact difference needs two tensors of one type and shape; got {before.dtype} {list(before.shape)} "
+            f"and {after.dtype} {list(after.shape)}"
+        )
+    return to_ordered(after) - to_ordered(before)  # wraps
+
+
+def exact_sum(before: Tensor, d: Tensor) -> Tensor:
+    """``after``, bitwise."""
+    _check(before, d)
+    return from_ordered(to_ordered(before) + d, before.dtype)
+
+
+def exact_back(after: Tensor, d: Tensor) -> Tensor:
+    """``before``, bitwise."""
+    _check(after, d)
+    return from_ordered(to_ordered(after) - d, after.dtype)
+
+
+def _check(t: Tensor, d: Tensor) -> None:
+    if d.dtype != integer_of(t.dtype) or d.shape != t.shape:
+        raise DeltaError(
+            f"exact differences for {t.dtype} {list(t.shape)} are {integer_of(t.dtype)} of the same shape; "
+            f"got {d.dtype} {list(d.shape)}"
+        )
+
+
+def _turned(b: Tensor, dtype: torch.dtype) -> Tensor:
+    if not dtype.is_floating_point or dtype in _NO_ORDER:
+        return b
+    if dtype in _NO_SIGN:
+        return b ^ -128
+    width = 8 * b.itemsize
+    turn = b >> (width - 1)
+    turn &= (1 << (width - 1)) - 1
+    turn ^= b
+    return turn
