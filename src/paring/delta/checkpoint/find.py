@@ -135,6 +135,6 @@ def _weight_map(index: Path, content: dict[str, Any], kind: Kind) -> dict[str, s
 
 def _is_plain(name: str) -> bool:
     """Not the way to another folder, on any system; and a name that a file can have."""
-    if not name or name in (".", "..") or len(name) > 255 or not name.isprintable():
+    if not name or name in (".", "..") or not name.isprintable() or len(name.encode()) > 255:
         return False
     return not set(name) & set("/\\:")

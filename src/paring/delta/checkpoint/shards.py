@@ -98,9 +98,7 @@ class SafetensorsShard:
         while view:
             done = os.preadv(self._fd, [view], position)
             if done == 0:
-                raise DeltaError(
-                    f"{self.path}: tensor {name!r} ends {len(view):,} bytes early: the file was cut off while in use"
-                )
+                raise DeltaError(f"{self.path}: tensor {name!r} lacks {len(view):,} bytes: the file was cut off while in use")
             view, position = view[done:], position + done
 
 
