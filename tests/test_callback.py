@@ -131,6 +131,6 @@ def test_trl_s_trainer(tmp_path: Path) -> None:
         trainer.train()
     assert session.num_steps == 5
     delta = session.delta()
-    assert {name.split(".")[2] for name in delta.blocks} == {"0", "1"}
+    assert {name.split(".")[2] for name in delta} == {"0", "1"}
     session.revert()
     assert_same_bits(bits(model), bits(llama()))

@@ -50,7 +50,7 @@ def test_module_and_command_are_the_same() -> None:
 
 
 def test_names_that_are_not_there() -> None:
-    with pytest.raises(AttributeError, match="module 'paring' has no attribute 'slice'; it has Delta"):
+    with pytest.raises(AttributeError, match="module 'paring' has no attribute 'slice'; it has Bank"):
         paring.slice  # noqa: B018
     assert set(paring.__all__) <= set(dir(paring))
 

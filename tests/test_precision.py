@@ -28,7 +28,7 @@ def test_half_weights_train_by_fp32_copies_and_revert_bitwise(dtype: torch.dtype
         delta = session.delta()
     after = bits(model)
     assert list(after) == list(before)
-    delta.remove(model)
+    delta.revert(model)
     assert_same_bits(bits(model), before)
     delta.apply(model)
     assert_same_bits(bits(model), after)

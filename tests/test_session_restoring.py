@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from conftest import assert_same_bits, bert, bits, convnet, tokens, train
 from paring import SliceConfig, sliced
+from paring.delta.blocks import overlap
+from paring.delta.places import Blocks
 
 
 def loss_of(model: nn.Module):
@@ -41,7 +43,7 @@ def test_leaving_gives_a_plain_model_and_revert_the_old_bits(build) -> None:
     assert any(not torch.equal(before[k], after[k]) for k in before)
 
     delta = session.delta()
-    delta.remove(model)
+    delta.revert(model)
     assert_same_bits(bits(model), before)
     delta.apply(model)
     assert_same_bits(bits(model), after)
@@ -110,16 +112,15 @@ def test_delta_is_disjoint_blocks_that_sum_to_the_difference() -> None:
         delta = session.delta()
     after = bits(model)
     for name, old in before.items():
-        total = torch.zeros(old.shape[0], old[0].numel())
-        count = torch.zeros_like(total)
-        for block in delta.blocks.get(name, ()):
-            r = block.rect
-            total[r.row : r.row_stop, r.column : r.column_stop] += block.difference
-            count[r.row : r.row_stop, r.column : r.column_stop] += 1
-        assert count.max() <= 1, name
-        assert torch.equal(total.view(old.shape), after[name] - old), name
-    assert delta.nbytes == sum(b.after.numel() * 4 for _, b in delta)
-    assert delta.fresh == {"classifier.weight", "classifier.bias"}
+        if name in delta.new:
+            continue
+        difference = delta[name] if name in delta else torch.zeros_like(old)
+        assert torch.equal(difference, after[name] - old), name
+        if name in delta:
+            places = delta.change(name).places
+            assert isinstance(places, Blocks) and not overlap(places.rects), name
+    assert delta.nbytes == 4 * sum(delta.change(name).places.count for name in delta.changes)
+    assert set(delta.new) == {"classifier.weight", "classifier.bias"}
 
 
 def test_delta_is_refused_on_another_base() -> None:
@@ -129,12 +130,12 @@ def test_delta_is_refused_on_another_base() -> None:
     with sliced(model, SliceConfig(rank=5, modes=("row",), move_steps=None), verbose=False) as session:
         train(session, loss_of(model), 2)
     untouched = bits(other)
-    with pytest.raises(ValueError, match=r"values of 'bert\.encoder\.layer\.1\.output\.dense\.weight' differ from the base's"):
+    with pytest.raises(ValueError, match=r"values of 'bert\.encoder\.layer\.1\.output\.dense\.weight' differ; use the base"):
         session.delta().apply(other)
     assert_same_bits(bits(other), untouched)
     with pytest.raises(ValueError, match="it has no tensor"):
         session.delta().apply(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match=r"is \[3, 16\] torch.float32, it was made on \[3, 24\] torch.float32"):
+    with pytest.raises(ValueError, match=r"is \[50, 16\] float32 there; the delta was made on \[50, 24\] float32"):
         session.delta().apply(bert(hidden_size=16, intermediate_size=16, num_attention_heads=2))
 
 
@@ -168,7 +169,7 @@ def test_tied_weights_and_shared_buffers_round_trip() -> None:
         train(session, lambda i: model(torch.arange(8)).square().mean(), 5)
     after, delta = bits(model), session.delta()
     assert not torch.equal(after["out.weight"], before["out.weight"])
-    delta.remove(model)
+    delta.revert(model)
     assert_same_bits(bits(model), before)
     delta.apply(model)
     assert_same_bits(bits(model), after)
@@ -199,7 +200,7 @@ def test_a_model_in_another_session_is_not_written_to(opened) -> None:
         for write, what in (
             (first.revert, "the session cannot be reverted"),
             (lambda: delta.apply(model), "the delta cannot be applied"),
-            (lambda: delta.remove(model), "the delta cannot be removed"),
+            (lambda: delta.revert(model), "the delta cannot be taken back"),
         ):
             with pytest.raises(RuntimeError, match=f"{what}: BertFor.* is in an open session, .*leave that session"):
                 write()
@@ -227,7 +228,7 @@ def test_an_expanded_buffer_is_put_back(shape: tuple) -> None:
     assert_same_bits(bits(model), before)
     delta.apply(model)
     assert_same_bits(bits(model), tuned)
-    delta.remove(model)
+    delta.revert(model)
     with sliced(model, SliceConfig(rank=2, modes=("row",), move_steps=2), verbose=False) as session:
         session.load_state_dict(state)
     assert_same_bits(bits(model), tuned)

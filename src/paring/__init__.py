@@ -23,7 +23,11 @@ _HOME = {
     "SliceConfig": "paring.tune.config",
     "SliceSession": "paring.tune.session",
     "sliced": "paring.tune.session",
-    "Delta": "paring.delta.blocks",
+    "Bank": "paring.bank.bank",
+    "DeltaError": "paring.delta.errors",
+    "TaskVector": "paring.delta.taskvector",
+    "apply_to_checkpoint": "paring.delta.patch",
+    "diff": "paring.delta.diff",
     "load_delta": "paring.delta.files",
     "save_delta": "paring.delta.files",
     "SliceTrainer": "paring.trainer.trainer",
@@ -32,13 +36,17 @@ _HOME = {
     "restore_layers": "paring.trainer.paper",
 }
 __all__ = [
-    "Delta",
+    "Bank",
+    "DeltaError",
     "Slice",
     "SliceCallback",
     "SliceConfig",
     "SliceSession",
     "SliceTrainer",
+    "TaskVector",
     "__version__",
+    "apply_to_checkpoint",
+    "diff",
     "inject_peft",
     "load_delta",
     "restore_layers",
@@ -47,8 +55,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from paring.delta.blocks import Delta
+    from paring.bank.bank import Bank
+    from paring.delta.diff import diff
+    from paring.delta.errors import DeltaError
     from paring.delta.files import load_delta, save_delta
+    from paring.delta.patch import apply_to_checkpoint
+    from paring.delta.taskvector import TaskVector
     from paring.trainer.callback import SliceCallback
     from paring.trainer.paper import inject_peft, restore_layers
     from paring.trainer.trainer import SliceTrainer

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from paring import __version__
-from paring.cli import demo, tune
+from paring.cli import deltas, demo, tune
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
     jobs = top.add_subparsers(title="jobs", metavar="JOB", required=True)
     demo.add_parser(jobs)
     tune.add_parser(jobs)
+    deltas.add_parsers(jobs)
     return top
 
 

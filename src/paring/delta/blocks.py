@@ -1,19 +1,15 @@
-"""A delta as rectangles: what a run changed in each tensor, beside what stood there before.
+"""Rectangles of a tensor, read and written in place.
 
-Every tensor is read as a matrix in its stored order, ``[shape[0], prod(shape[1:])]`` (a vector as one column). The
-rectangles of one tensor never overlap, so their differences add up to the task vector ``tau = theta_ft - theta_pre``.
-Keeping both sides makes the delta exact both ways: ``apply`` then ``remove`` gives back bitwise the same base, and a
-base that differs under a rectangle is refused, where adding a difference would be wrong in silence.
+Every tensor is read as a matrix in its stored order, ``[shape[0], prod(shape[1:])]`` (a vector as one column), whatever
+its strides are.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-
-from paring.delta.claims import refuse_claimed
-from paring.delta.names import ModelTensors
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,10 @@ class Rect:
     @property
     def shape(self) -> tuple[int, int]:
         return self.row_stop - self.row, self.column_stop - self.column
+
+    @property
+    def bounds(self) -> tuple[int, int, int, int]:
+        return self.row, self.row_stop, self.column, self.column_stop
 
 
 def matrix_shape(shape: torch.Size) -> tuple[int, int]:
@@ -88,77 +88,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-@dataclass(frozen=True)
-class Block:
-    """One rectangle: its values in the base and after the run, ``[rows, columns]`` in the tensor's dtype, on the CPU."""
-
-    rect: Rect
-    before: Tensor
-    after: Tensor
-
-    @property
-    def difference(self) -> Tensor:
-        """This rectangle of the task vector, in fp32 (fp64 for fp64 weights)."""
-        wide = torch.promote_types(self.after.dtype, torch.float32)
-        return self.after.to(wide) - self.before.to(wide)
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What a run changed: parameter or buffer name -> disjoint rectangles.
-
-    Attributes:
-        blocks: by the name the tensor has in the model's ``state_dict``.
-        shapes: the shape of each of these tensors.
-        fresh: names of tensors that were not pretrained (a new head): they are not compared with the base, and after
-            ``apply`` on a model whose head was initialised otherwise, ``remove`` leaves the head this delta began with.
-    """
-
-    blocks: Mapping[str, tuple[Block, ...]]
-    shapes: Mapping[str, torch.Size]
-    fresh: frozenset[str] = field(default_factory=frozenset)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that must be kept to have the result again on the same base."""
-        return sum(b.after.numel() * b.after.element_size() for _, b in self)
-
-    def __iter__(self) -> Iterator[tuple[str, Block]]:
-        for name, blocks in self.blocks.items():
-            for block in blocks:
-                yield name, block
-
-    def apply(self, model: nn.Module) -> None:
-        """Turns the base into the tuned model, in place and bitwise.
-
-        Raises:
-            ValueError: a tensor is missing, has another extent, or holds other values than the base did;
-                nothing is changed then.
-            RuntimeError: a session is open on the model or a part of it, and would overwrite the result.
-        """
-        refuse_claimed(model, "the delta cannot be applied")
-        self._replace(model, [(name, b.rect, b.before, b.after) for name, b in self])
-
-    def remove(self, model: nn.Module) -> None:
-        """Turns the tuned model back into the base, in place and bitwise; ``fresh`` tensors too. Raises as ``apply``."""
-        refuse_claimed(model, "the delta cannot be removed")
-        self._replace(model, [(name, b.rect, b.after, b.before) for name, b in self])
-
-    def _replace(self, model: nn.Module, changes: list[tuple[str, Rect, Tensor, Tensor]]) -> None:
-        tensors = ModelTensors(model)
-        for name, rect, expected, _ in changes:
-            if name not in tensors:
-                raise ValueError(f"delta does not fit the model: it has no tensor '{name}'; use the base it was made on")
-            tensor, made_on = tensors[name], self.shapes[name]
-            if tensor.shape != made_on or tensor.dtype != expected.dtype:
-                raise ValueError(
-                    f"delta does not fit the model: '{name}' is {list(tensor.shape)} {tensor.dtype}, "
-                    f"it was made on {list(made_on)} {expected.dtype}"
-                )
-            if name not in self.fresh and not same_bits(read(tensors[name], rect).cpu(), expected):
-                raise ValueError(
-                    f"delta does not fit the model: the values of '{name}' differ from the base's at {rect}; "
-                    "use the base it was made on, without another delta on it"
-                )
-        for name, rect, _, values in changes:
-            write(tensors[name], rect, values)
+def overlap(rects: Sequence[Rect]) -> bool:
+    """Whether any two share an entry: a sweep over the rows, with the column ranges open at each."""
+    events = sorted(
+        [(r.row, 1, r.column, r.column_stop) for r in rects] + [(r.row_stop, 0, r.column, r.column_stop) for r in rects]
+    )
+    open_: list[tuple[int, int]] = []  # disjoint, sorted
+    for _, opens, start, stop in events:
+        at = bisect_left(open_, (start, stop))
+        if not opens:
+            open_.pop(at)
+        elif (at < len(open_) and open_[at][0] < stop) or (at and open_[at - 1][1] > start):
+            return True
+        else:
+            open_.insert(at, (start, stop))
+    return False

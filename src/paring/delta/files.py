@@ -1,149 +1,263 @@
-"""A delta as one safetensors file: for each changed tensor its new values, and what the base must be.
+"""Delta files: a task vector as one safetensors file, or as a folder of several with an index.
 
-    tensors    name -> the values of its blocks one after the other, flat, in the tensor's own dtype
-    metadata   "paring" -> JSON: {"format": 1, "tensors": {name: {"shape": [..], "dtype": "bfloat16", "encoding": "blocks",
-               "rects": [[row, row_stop, column, column_stop], ..], "base": hash of what stood there before}},
-               "fresh": [names of tensors that were not pretrained], "facts": {..}}
-
-What stood there before is not in the file: it is read from the base when the delta is loaded, and its hash must agree.
-Reading runs no code, and no length in the file is trusted.
+docs/format.md is the specification. Each changed tensor is up to three stored ones: ``NAME:values``, ``NAME:places`` and
+``NAME:scales``; the manifest (``manifest.py``) says how they are coded. Reading runs no code, and no length in the file is
+trusted; a tensor is read and decoded when it is needed, after its hash was checked.
 """
 
 import json
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from paring.delta.blocks import Block, Delta, Rect, matrix_shape, read
-from paring.delta.hashing import digest
-from paring.delta.names import ModelTensors
-from paring.files import replacing
+from paring.delta.align import located
+from paring.delta.change import Change, unchanged
+from paring.delta.checkpoint.header import make_header
+from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
+from paring.delta.checkpoint.tensorinfo import TensorInfo
+from paring.delta.encode import Encoded, decode, encode
+from paring.delta.errors import DeltaError
+from paring.delta.manifest import KEY, Entry, Manifest, dump, parse, stored_name
+from paring.delta.sources import BaseLike, as_source
+from paring.delta.taskvector import Lazy, TaskVector
+from paring.files import replacing, replacing_folder
 
-FORMAT = 1
-_KEY = "paring"
+INDEX = "delta.safetensors.index.json"
+_IN_MEMORY, _WORKERS = 64 << 20, 2
+_INDEX_FORMAT = 1
 
 
-def save_delta(delta: Delta, path: str | Path, facts: Mapping[str, Any] | None = None) -> int:
-    """Writes ``delta`` to ``path``, whole or not at all.
+def save_delta(
+    vector: TaskVector,
+    path: str | Path,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    values: str = "fp32",
+    group: int = 0,
+    shard_bytes: int | None = None,
+    overwrite: bool = True,
+) -> int:
+    """Writes a task vector to ``path``, whole or not at all.
 
     Args:
-        delta: from ``session.delta()``.
-        path: usually ``….delta.safetensors``.
-        facts: plain values to be kept beside it (how it was made), under "facts".
+        path: usually ``….delta.safetensors``; a folder, where ``shard_bytes`` is given.
+        facts: plain values to travel with it beside ``vector.facts`` (how it was made).
+        values: how differences in numbers are stored: "fp32", "bf16", "fp16", "int8", "int4" or "sign". Exact differences
+            and new tensors stay exact.
+        group: that many consecutive values share a scale (int8, int4, sign); 0: all of a tensor.
+        shard_bytes: the most bytes of a file, where more than one tensor is in it; None: one file.
+        overwrite: whether something at ``path`` may be replaced.
 
     Returns:
-        The size of the file in bytes.
-    """
-    path = Path(path)
-    manifest: dict[str, Any] = {"format": FORMAT, "tensors": {}, "fresh": sorted(delta.fresh), "facts": dict(facts or {})}
-    values: dict[str, Tensor] = {}
-    for name, blocks in delta.blocks.items():
-        values[name] = torch.cat([b.after.reshape(-1) for b in blocks])
-        manifest["tensors"][name] = {
-            "shape": list(delta.shapes[name]),
-            "dtype": _dtype_name(values[name].dtype),
-            "encoding": "blocks",
-            "rects": [[b.rect.row, b.rect.row_stop, b.rect.column, b.rect.column_stop] for b in blocks],
-            "base": "" if name in delta.fresh else digest(b.before for b in blocks),
-        }
-    with replacing(path) as temporary:
-        save_file(values, temporary, {_KEY: json.dumps(manifest)})
-    return path.stat().st_size
-
-
-def load_delta(path: str | Path, base: nn.Module) -> Delta:
-    """The delta in ``path``, for the model ``base`` it was made on; nothing is changed: see ``Delta.apply``.
+        Bytes written.
 
     Raises:
-        ValueError: the file is no delta, or a damaged one; or ``base`` is another model. FileNotFoundError: no such file.
+        DeltaError: a value is NaN or infinite, or the facts are no plain values. FileExistsError: something is at ``path``
+            and ``overwrite`` is False. Nothing is written then.
     """
     path = Path(path)
-    if not path.is_file():
+    facts = {**vector.facts, **(facts or {})}
+    _plain(facts)
+    head = Manifest(vector.base, {}, vector.removed, facts)
+    if shard_bytes is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _Spool(path.parent) as spool:
+            for name, encoded in _encoded(vector, values, group):
+                spool.add(name, encoded)
+            return spool.write(path, head, overwrite)
+    with replacing_folder(path, overwrite) as folder, ExitStack() as stack:
+        spools = [stack.enter_context(_Spool(folder))]
+        for name, encoded in _encoded(vector, values, group):
+            if spools[-1].num_bytes and spools[-1].num_bytes + encoded.num_bytes > shard_bytes:
+                spools.append(stack.enter_context(_Spool(folder)))
+            spools[-1].add(name, encoded)
+        shards = [f"delta-{i:05}-of-{len(spools):05}.safetensors" for i in range(1, len(spools) + 1)]
+        written = sum(spool.write(folder / shard, head) for spool, shard in zip(spools, shards, strict=True))
+        index = {"format": _INDEX_FORMAT, "base": vector.base.total, "shards": shards}
+        return written + (folder / INDEX).write_text(json.dumps(index))
+
+
+def load_delta(path: str | Path, base: BaseLike | None = None) -> TaskVector:
+    """The task vector in ``path``, a file or a folder with shards. Tensors are read when they are needed.
+
+    Args:
+        base: the model, state dict or checkpoint it was made on; checked here. It is needed to read exact differences as
+            numbers, not to apply them.
+
+    Raises:
+        DeltaError: the file is no delta, or a damaged one; or ``base`` is another. FileNotFoundError: no such file.
+    """
+    opened = open_files(path)
+    first = opened[0][1]
+    changes = {n: _lazy(checkpoint, n, entry) for checkpoint, m in opened for n, entry in m.entries.items()}
+    vector = TaskVector(changes, first.base, first.removed, first.facts)
+    return vector if base is None else beside(vector, base)
+
+
+def open_files(path: str | Path) -> list[tuple[Checkpoint, Manifest]]:
+    """The files of a delta with their manifests, checked against each other.
+
+    Raises:
+        DeltaError, FileNotFoundError: as ``load_delta``.
+    """
+    path = Path(path)
+    if not path.exists():
         raise FileNotFoundError(f"there is no delta file {path}")
+    opened = [_open(shard) for shard in shards_of(path)]
+    first = opened[0][1]
+    seen: set[str] = set()
+    for checkpoint, manifest in opened:
+        if (manifest.base, manifest.removed) != (first.base, first.removed):
+            raise DeltaError(f"{checkpoint.files[0]} is of another delta than {opened[0][0].files[0]}: their bases differ")
+        twice = seen & manifest.entries.keys()
+        if twice:
+            raise DeltaError(f"{checkpoint.files[0]}: '{min(twice)}' is in another file of this delta, too")
+        seen |= manifest.entries.keys()
+    return opened
+
+
+def beside(vector: TaskVector, base: BaseLike) -> TaskVector:
+    """The same task vector with its base at hand, by which exact differences can be read as numbers.
+
+    Raises:
+        DeltaError: it is another base.
+    """
+    source = as_source(base)
+    found = vector.base.check(source)
+
+    def with_base(name: str, lazy: Lazy) -> Lazy:
+        def load() -> Change:
+            change = lazy.load()
+            return replace(change, before=lambda: change.places.gather(source.tensor(located(name, found))).cpu())
+
+        return replace(lazy, load=load)
+
+    changes = {n: with_base(n, c) if c.kind == "exact" else c for n, c in vector.changes.items()}
+    return TaskVector(changes, vector.base, vector.removed, vector.facts)
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The files of a delta.
+
+    Raises:
+        DeltaError: a folder without an index, an index that is none or names what is not a file in its folder.
+    """
+    if not path.is_dir():
+        return [path]
+    index = path / INDEX
+    if not index.is_file():
+        raise DeltaError(f"{path} is no delta: a folder without {INDEX}")
     try:
-        with safe_open(path, framework="pt") as file:
-            manifest = _manifest(path, file.metadata())
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no safetensors file, or a damaged one: {error}") from None
-    tensors = ModelTensors(base)
-    entries, fresh = manifest["tensors"], frozenset(manifest["fresh"])
-    if set(entries) != set(values):
-        raise ValueError(
-            f"{path} is damaged: its manifest names {len(entries)} tensors, it holds {len(values)}, and they differ"
-        )
-    blocks: dict[str, tuple[Block, ...]] = {}
-    for name, entry in entries.items():
-        where = f"{path}: '{name}'"
-        rects = _rects(where, entry, values[name])
-        if name not in tensors:
-            raise ValueError(f"{where} is no tensor of this {type(base).__name__}; the delta was made on another model")
-        tensor = tensors[name].detach()
-        if list(tensor.shape) != entry["shape"] or tensor.dtype != values[name].dtype:
-            raise ValueError(
-                f"{where} was made on {entry['shape']} {values[name].dtype}, here it is {list(tensor.shape)} {tensor.dtype}"
-            )
-        before = [read(tensor, rect).cpu() for rect in rects]
-        if name not in fresh and digest(before) != entry["base"]:
-            raise ValueError(
-                f"{where} was made on other values than this model's; load the base it was made on, without another delta on it"
-            )
-        after = values[name].split([r.shape[0] * r.shape[1] for r in rects])
-        blocks[name] = tuple(Block(r, b, a.view(r.shape)) for r, b, a in zip(rects, before, after, strict=True))
-    return Delta(blocks, {name: torch.Size(entry["shape"]) for name, entry in entries.items()}, fresh)
+        content = json.loads(index.read_bytes()[: 1 << 20])
+        shards = content["shards"]
+        good = content["format"] == _INDEX_FORMAT and isinstance(shards, list) and 0 < len(shards) == len(set(shards))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        good, shards = False, []
+    if not good or not all(isinstance(s, str) and s == Path(s).name and s not in ("", ".", "..") for s in shards):
+        raise DeltaError(f"{index} is damaged: expected format {_INDEX_FORMAT} and a list of file names in its folder")
+    missing = [s for s in shards if not (path / s).is_file()]
+    if missing:
+        raise DeltaError(f"{path} lacks {', '.join(missing)}, which its index names; fetch the whole folder")
+    return [path / s for s in shards]
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _open(path: Path) -> tuple[Checkpoint, Manifest]:
+    checkpoint = open_checkpoint(path, kind="safetensors")
+    manifest = parse(checkpoint.metadata.get(KEY), str(path))
+    wanted = {stored_name(n, part): (n, part) for n, e in manifest.entries.items() for part in e.parts}
+    if wanted.keys() != set(checkpoint.names):
+        differing = min(wanted.keys() ^ set(checkpoint.names))
+        raise DeltaError(f"{path} is damaged: '{differing}' is only in its manifest, or only in the file")
+    return checkpoint, manifest
 
 
-def _manifest(path: Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+def _lazy(checkpoint: Checkpoint, name: str, entry: Entry) -> Lazy:
+    def load() -> Change:
+        stored = {part: checkpoint.tensor(stored_name(name, part)) for part in entry.parts}
+        return decode(entry, stored, f"{checkpoint.files[0]}: '{name}'")
+
+    return Lazy(entry.shape, entry.dtype, entry.kind, load)
+
+
+def _encoded(vector: TaskVector, values: str, group: int) -> Iterator[tuple[str, Encoded]]:
+    """Every change that changes something, coded; a few at a time in threads, in order."""
+
+    def one(name: str, lazy: Lazy) -> Encoded | None:
+        change = lazy.load()
+        return None if unchanged(change) else encode(change, values, group, f"'{name}'")
+
+    with ThreadPoolExecutor(_WORKERS) as pool:
+        waiting: deque[tuple[str, Future[Encoded | None]]] = deque()
+        todo = iter(vector.changes.items())
+        try:
+            while True:
+                while len(waiting) < _WORKERS and (item := next(todo, None)) is not None:
+                    waiting.append((item[0], pool.submit(one, *item)))
+                if not waiting:
+                    return
+                name, future = waiting.popleft()
+                encoded = future.result()
+                if encoded is not None:
+                    yield name, encoded
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+class _Spool:
+    """Coded tensors on their way into a file, whose header can only be written when all are there."""
+
+    def __init__(self, folder: Path) -> None:
+        # One for each width of entries: the wider come first in the file, so that each tensor is aligned to its entries.
+        self._widths = {
+            width: tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115 - see __exit__
+            for width in (16, 8, 4, 2, 1)
+        }
+        self._infos: dict[int, list[tuple[str, TensorInfo]]] = {width: [] for width in self._widths}
+        self._entries: dict[str, Entry] = {}
+        self.num_bytes = 0
+
+    def __enter__(self) -> "_Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._widths.values():
+            file.close()
+
+    def add(self, name: str, encoded: Encoded) -> None:
+        self._entries[name] = encoded.entry
+        for part, tensor in encoded.stored.items():
+            self._infos[tensor.itemsize].append((stored_name(name, part), TensorInfo(tensor.dtype, tensor.shape)))
+            self._widths[tensor.itemsize].write(_bytes(tensor))
+        self.num_bytes += encoded.num_bytes
+
+    def write(self, path: Path, head: Manifest, overwrite: bool = False) -> int:
+        manifest = replace(head, entries=self._entries)
+        header = make_header([info for infos in self._infos.values() for info in infos], {KEY: dump(manifest)})
+        with replacing(path, overwrite) as temporary:
+            with temporary.open("wb") as out:
+                out.write(header)
+                for file in self._widths.values():
+                    file.seek(0)
+                    shutil.copyfileobj(file, out, 16 << 20)
+        return path.stat().st_size
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _plain(facts: Mapping[str, Any]) -> None:
     try:
-        manifest = json.loads((metadata or {})[_KEY])
-        number = manifest["format"]
-        assert isinstance(manifest["tensors"], dict) and isinstance(manifest["fresh"], list)
-    except (KeyError, TypeError, ValueError, AssertionError):
-        raise ValueError(f"{path} is no delta: its metadata has no manifest of paring's") from None
-    if number != FORMAT:
-        raise ValueError(f"{path} has delta format {number!r}; this version reads format {FORMAT}: update paring")
-    return dict(manifest)
-
-
-def _rects(where: str, entry: Any, values: Tensor) -> list[Rect]:
-    """The rectangles of one tensor, checked against its shape, each other and the number of values."""
-    try:
-        if entry["encoding"] != "blocks":
-            raise ValueError(f"{where} has the encoding {entry['encoding']!r}; this version reads 'blocks': update paring")
-        extents = matrix_shape(torch.Size(entry["shape"] or (1,)))
-        rects = [Rect(*map(int, numbers)) for numbers in entry["rects"]]
-        dtype, _ = entry["dtype"], entry["base"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{where} is damaged: its manifest entry is incomplete ({error})") from None
-    inside = all(0 <= r.row < r.row_stop <= extents[0] and 0 <= r.column < r.column_stop <= extents[1] for r in rects)
-    size = sum(r.shape[0] * r.shape[1] for r in rects)
-    if not inside or values.ndim != 1 or size != values.numel() or dtype != _dtype_name(values.dtype):
-        raise ValueError(f"{where} is damaged: its blocks do not fit its shape {entry['shape']} or its {values.numel()} values")
-    if _overlap(rects):
-        raise ValueError(f"{where} is damaged: its blocks overlap")
-    return rects
-
-
-def _overlap(rects: list[Rect]) -> bool:
-    """Whether any two share an entry: a sweep over the rows, with the column ranges open at each."""
-    events = sorted(
-        [(r.row, 1, r.column, r.column_stop) for r in rects] + [(r.row_stop, 0, r.column, r.column_stop) for r in rects]
-    )
-    open_: list[tuple[int, int]] = []
-    for _, opens, start, stop in events:
-        if not opens:
-            open_.remove((start, stop))
-        elif any(start < b and a < stop for a, b in open_):
-            return True
-        else:
-            open_.append((start, stop))
-    return False
+        json.dumps(facts, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DeltaError(f"facts: {error}; expected texts, finite numbers, booleans, lists and dictionaries of these") from None

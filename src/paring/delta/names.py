@@ -5,7 +5,13 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, nn
 
-_PART = re.compile(r"(.+)\[(\d+)\]")
+_PART = re.compile(r"(.+)\[(\d{1,9})\]")
+
+
+def split_part(name: str) -> tuple[str, int]:
+    """``("…gate_up_proj", 3)`` of ``"…gate_up_proj[3]"``; ``(name, -1)`` of the name of a whole tensor."""
+    found = _PART.fullmatch(name)
+    return (found[1], int(found[2])) if found else (name, -1)
 
 
 class ModelTensors(Mapping[str, Tensor]):
@@ -21,13 +27,13 @@ class ModelTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._tensors:
             return self._tensors[name].detach()
-        found = _PART.fullmatch(name)
-        if found is None or found[1] not in self._tensors:
+        whole, index = split_part(name)
+        if index < 0 or whole not in self._tensors:
             raise KeyError(name)
-        whole, index = self._tensors[found[1]].detach(), int(found[2])
-        if whole.ndim != 3 or index >= whole.shape[0]:
+        tensor = self._tensors[whole].detach()
+        if tensor.ndim != 3 or index >= tensor.shape[0]:
             raise KeyError(name)
-        return whole[index]
+        return tensor[index]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

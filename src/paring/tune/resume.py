@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from paring.delta.blocks import Rect, matrix_shape, read, write
-from paring.delta.hashing import digest
+from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.tune.config import SliceConfig
 from paring.tune.undo import UndoLog
 
@@ -27,7 +27,7 @@ def pack(log: UndoLog, tensors: Mapping[str, Tensor], fresh: Set[str]) -> dict[s
             "values": values,
             "rows": rows,
             "columns": columns,
-            "base": "" if name in fresh else digest(v for _, v in log.originals(name)),
+            "base": "" if name in fresh else tensor_hash(v for _, v in log.originals(name)),
         }
     return {"touched": touched}
 
@@ -119,7 +119,7 @@ def _check_shape(name: str, part: Mapping[str, Any], tensors: Mapping[str, Tenso
 
 
 def _check_base(name: str, part: Mapping[str, Any], tensor: Tensor) -> None:
-    if part["base"] and part["base"] != digest(read(tensor, rect) for rect in _rects(part)):
+    if part["base"] and part["base"] != tensor_hash(read(tensor, rect) for rect in _rects(part)):
         raise ValueError(
             f"session state was taken on another base model: '{name}' holds other values; load the pretrained model that "
             "the run began with (not one that has been tuned since)"

@@ -25,12 +25,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from paring.delta.blocks import Block, Delta, read, same_bits, whole, write
+from paring.delta.blocks import whole, write
 from paring.delta.claims import refuse_claimed
 from paring.delta.names import ModelTensors
+from paring.delta.taskvector import TaskVector
 from paring.tune import schedules
 from paring.tune.config import SliceConfig
 from paring.tune.inject import AnySlot, Injection, make_slot, refuse_second
+from paring.tune.learnt import task_vector
 from paring.tune.resume import check, check_masters, pack, unpack
 from paring.tune.slices import Slice
 from paring.tune.targets import Selection, select
@@ -210,24 +212,15 @@ class SliceSession:
 
     # What was learnt, and the way back.
 
-    def delta(self) -> Delta:
-        """What changed since the session began, as disjoint blocks; nothing dense is made. Works after leaving too."""
+    def delta(self) -> TaskVector:
+        """What changed since the session began, as disjoint blocks; no dense difference is made. Works after leaving too."""
         if self.open:
             self._watch.settle()
         if self._watch.stale:
             self._opened().write_back()
         tensors = self._tensors()
         self._log().refuse_other(tensors)
-        blocks: dict[str, tuple[Block, ...]] = {}
-        for name in self._log():
-            changed = []
-            for rect, before in self._log().originals(name):
-                after = read(tensors[name], rect).cpu()
-                if not same_bits(before, after):
-                    changed.append(Block(rect, before, after))
-            if changed:
-                blocks[name] = tuple(changed)
-        return Delta(blocks, {name: tensors[name].shape for name in blocks}, frozenset(self._fresh_names()))
+        return task_vector(self.model, self._log(), tensors, self._fresh_names())
 
     def revert(self) -> None:
         """Puts back, bitwise, every entry the session has touched, heads and buffers included.

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 import torch
 from torch import nn
 
+from paring.patterns import expression
 from paring.tune.config import SliceConfig
 from paring.tune.kinds import EMBEDDING, SLICEABLE, AnyLayer, FusedExperts, Kind, fused_weights, kind_of
 from paring.tune.slices import Matrix
@@ -274,20 +275,12 @@ def _inside(name: str, module: str) -> bool:
     return name == module or name.startswith(module + ".")
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    if pattern.startswith("re:"):
-        return re.compile(pattern[3:])
-    parts = re.split(r"(\*\*|\*|\?)", pattern)
-    special = {"**": ".*", "*": "[^.]*", "?": "[^.]"}
-    return re.compile(r"(?:.*\.)?" + "".join(special.get(p, re.escape(p)) for p in parts))
-
-
 def _match(pattern: str, modules: dict[str, nn.Module], setting: str) -> list[str]:
     try:
-        expression = _expression(pattern)
+        wanted = expression(pattern)
     except re.error as error:
         raise ValueError(f"{setting}: {pattern!r} is no regular expression: {error}") from None
-    found = [n for n in modules if expression.fullmatch(n)]
+    found = [n for n in modules if wanted.fullmatch(n)]
     if not found:
         raise ValueError(f"{setting}: {pattern!r} matches no module of the model{_nearest(pattern, modules)}")
     return found

@@ -1,0 +1,285 @@
+"""One base in memory, many deltas beside it.
+
+    bank = paring.Bank(model, "deltas/")      # the model is the base; the folder holds TASK.delta.safetensors
+    bank.activate("legal")                    # the model is now base + legal, bitwise
+    bank.activate("medical")                  # only entries of the two are touched
+    bank.deactivate()                         # bitwise the base
+
+    with bank.use("legal") as model:          # and nobody swaps while this block runs
+        model.generate(...)
+
+A swap writes back what stood under the leaving delta and then the entering delta's entries. What is written are entries of
+the tuned model, made once from the base when a delta is first used: so no rounding adds up, however often one swaps. Running
+forwards are waited for.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paring.bank.lock import SwapLock
+from paring.delta.align import located
+from paring.delta.applied import room
+from paring.delta.claims import refuse_claimed
+from paring.delta.errors import DeltaError
+from paring.delta.files import INDEX, load_delta
+from paring.delta.places import Places
+from paring.delta.sources import MemorySource
+from paring.delta.taskvector import TaskVector
+
+_SUFFIX = ".delta.safetensors"
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What one delta writes into one tensor."""
+
+    name: str
+    places: Places
+    after: Tensor
+
+
+class _Known(MemorySource):
+    """The model's tensors, with the hashes that they had as the base."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self._hashes = {name: super(_Known, self).hash(name) for name in self.names()}
+
+    def hash(self, name: str) -> str:
+        return self._hashes[name]
+
+
+class Bank:
+    """See the module's text.
+
+    Args:
+        model: the base, alone or inside what uses it (a ``transformers`` pipeline's ``.model``); changed in place.
+        folder: deltas to begin with: every ``NAME.delta.safetensors`` in it, and every folder of shards.
+
+    Raises:
+        DeltaError: a delta is damaged or was made on another base. RuntimeError: a session is open on the model.
+    """
+
+    def __init__(self, model: nn.Module, folder: str | Path | None = None) -> None:
+        refuse_claimed(model, "a bank cannot be made of this model")
+        self.model = model
+        self._source = _Known(model)
+        self._vectors: dict[str, tuple[TaskVector, dict[str, str]]] = {}
+        self._prepared: dict[str, tuple[Entries, ...]] = {}
+        self._active: str | None = None
+        self._under: tuple[Entries, ...] = ()  # what stood in the base under the active delta
+        self._home: str | None = None  # what is active outside of `use`
+        self._users, self._mutex = 0, Lock()
+        self._lock = SwapLock()
+        self._hooks = (
+            model.register_forward_pre_hook(self._forward_begins, prepend=True),
+            model.register_forward_hook(self._forward_ends, always_call=True),
+        )
+        for name, path in (find_deltas(folder) if folder is not None else {}).items():
+            self.add(name, path)
+
+    # Which deltas there are.
+
+    @property
+    def active(self) -> str | None:
+        """The name of the delta that is on the model; None: the model is the base."""
+        return self._active
+
+    def list(self) -> list[str]:
+        """The names of all deltas, sorted."""
+        return sorted(self._vectors)
+
+    def add(self, name: str, delta: TaskVector | str | Path) -> None:
+        """Adds a delta under ``name``: a task vector, or a file. Its entries are read when it is first used.
+
+        Raises:
+            ValueError: the name is taken. DeltaError: the delta is damaged, or was made on another base.
+        """
+        if name in self._vectors:
+            raise ValueError(f"the bank has a delta {name!r} already; remove it first, or take another name")
+        vector = delta if isinstance(delta, TaskVector) else load_delta(delta)
+        try:
+            found = vector.base.check(self._source)
+            for tensor in vector.changes:
+                room(vector, self._source, found, tensor)
+        except DeltaError as error:
+            raise DeltaError(f"delta {name!r}: {error}") from None
+        self._vectors[name] = vector, found
+
+    def remove(self, name: str) -> None:
+        """Forgets a delta; the active one is taken off the model first."""
+        self._refuse_unknown(name)
+        if self._active == name:
+            self.deactivate()
+        del self._vectors[name]
+        self._prepared.pop(name, None)
+
+    def unload(self, name: str) -> None:
+        """Frees the memory of a delta's entries; they are read again when it is next used."""
+        self._refuse_unknown(name)
+        self._prepared.pop(name, None)
+
+    # Swapping.
+
+    def activate(self, name: str, *, timeout: float | None = None) -> None:
+        """Makes the model bitwise base + ``name``, once no forward is running.
+
+        Args:
+            timeout: seconds to wait for running forwards; None: as long as it takes.
+
+        Raises:
+            KeyError: there is no such delta. BankBusy: forwards still run after ``timeout``, or this thread is in one.
+            DeltaError: the delta is damaged. The model is as it was in each of these cases.
+        """
+        self._refuse_unknown(name)
+        self._lock.write(timeout)
+        try:
+            self._swap(name)
+            self._home = name
+        finally:
+            self._lock.written()
+
+    def deactivate(self, *, timeout: float | None = None) -> None:
+        """Makes the model bitwise the base. Raises as ``activate``."""
+        self._lock.write(timeout)
+        try:
+            self._swap(None)
+            self._home = None
+        finally:
+            self._lock.written()
+
+    @contextmanager
+    def use(self, name: str, *, timeout: float | None = None) -> Iterator[nn.Module]:
+        """Base + ``name`` for as long as the block runs: other threads' swaps wait. Then what was last activated.
+
+        Threads may use the same delta side by side, once each is in; the last one out swaps back.
+        """
+        self._refuse_unknown(name)
+        if not self._joined(name):
+            self._lock.write(timeout)
+            try:
+                self._swap(name)
+            except BaseException:
+                self._lock.written()
+                raise
+            with self._mutex:
+                self._users += 1
+            self._lock.written(then_read=True)
+        try:
+            yield self.model
+        finally:
+            self._lock.done()
+            self._leave()
+
+    def close(self) -> None:
+        """Takes the active delta off and the bank's hooks out: the model is plain again."""
+        self.deactivate()
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> "Bank":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Bank({type(self.model).__name__}, {len(self._vectors)} deltas, active: {self._active!r})"
+
+    # Inside.
+
+    def _swap(self, name: str | None) -> None:
+        """From the active delta to ``name`` (None: the base); either whole or not at all."""
+        if name == self._active:
+            return
+        refuse_claimed(self.model, "the bank cannot swap")
+        previous = self._active
+        self._put(self._under)
+        self._active, self._under = None, ()
+        if name is None:
+            return
+        try:
+            if name not in self._prepared:
+                self._prepared[name] = self._prepare(name)
+            entering = self._prepared[name]
+            self._under = tuple(Entries(e.name, e.places, e.places.gather(self._source.tensor(e.name))) for e in entering)
+            self._put(entering)
+            self._active = name
+        except BaseException:
+            self._put(self._under)
+            self._under = ()
+            if previous is not None:
+                self._swap(previous)
+            raise
+
+    def _prepare(self, name: str) -> tuple[Entries, ...]:
+        """The entries of base + delta; the model is the base now."""
+        vector, found = self._vectors[name]
+        prepared = []
+        for tensor_name, change in vector.load_all():
+            there = located(tensor_name, found)
+            tensor = self._source.tensor(there)
+            if tensor.dtype != change.dtype or tensor.shape != change.shape:
+                raise DeltaError(f"delta {name!r}: '{tensor_name}' of the model has become {list(tensor.shape)} {tensor.dtype}")
+            after = change.after(change.places.gather(tensor), f"delta {name!r}: '{tensor_name}'")
+            prepared.append(Entries(there, change.places, after))
+        return tuple(prepared)
+
+    def _put(self, entries: Iterable[Entries]) -> None:
+        for e in entries:
+            e.places.scatter_(self._source.tensor(e.name), e.after)
+
+    def _joined(self, name: str) -> bool:
+        """Whether ``name`` is in use by another thread, which this one now reads beside."""
+        with self._mutex:
+            if not self._users or self._active != name or not self._lock.try_read():
+                return False
+            self._users += 1
+            return True
+
+    def _leave(self) -> None:
+        """The end of a ``use``: the last one out swaps back."""
+        with self._mutex:
+            self._users -= 1
+            if self._users:
+                return
+        self._lock.write(None)
+        try:
+            if not self._users:  # nobody came in while we waited
+                self._swap(self._home)
+        finally:
+            self._lock.written()
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name not in self._vectors:
+            raise KeyError(f"the bank has no delta {name!r}; it has {', '.join(map(repr, self.list())) or 'none'}")
+
+    @torch.compiler.disable
+    def _forward_begins(self, *_: Any) -> None:
+        self._lock.read()
+
+    @torch.compiler.disable
+    def _forward_ends(self, *_: Any) -> None:
+        self._lock.done()
+
+
+def find_deltas(folder: str | Path) -> dict[str, Path]:
+    """The deltas in a folder by name: ``NAME.delta.safetensors``, and folders of shards."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of deltas {folder}")
+    files = {p.name.removesuffix(_SUFFIX): p for p in folder.iterdir() if p.is_file() and p.name.endswith(_SUFFIX)}
+    shards = {p.name.removesuffix(".delta"): p for p in folder.iterdir() if p.is_dir() and (p / INDEX).is_file()}
+    twice = files.keys() & shards.keys()
+    if twice:
+        raise DeltaError(
+            f"{folder} holds two deltas named {min(twice)!r}: {files[min(twice)].name} and {shards[min(twice)].name}"
+        )
+    return dict(sorted((files | shards).items()))

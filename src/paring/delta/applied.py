@@ -1,0 +1,131 @@
+"""A task vector on a model, in place, and the way back.
+
+Everything is checked before anything is written: that the model is the base (names, types, shapes and content), and that
+its tensors can take every change. Should a write fail all the same, what was written is taken back.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from torch import Tensor, nn
+
+from paring.delta.align import located
+from paring.delta.checkpoint.fingerprint import tensor_hash
+from paring.delta.claims import refuse_claimed
+from paring.delta.errors import DeltaError
+from paring.delta.places import Places
+from paring.delta.sources import MemorySource
+from paring.delta.taskvector import TaskVector
+
+
+@dataclass(frozen=True)
+class Written:
+    """Entries that were changed in one tensor: what stood there before, and a hash of what was written."""
+
+    tensor: Tensor
+    name: str
+    places: Places
+    before: Tensor
+    after_hash: str
+
+
+class Applied:
+    """A task vector that is on a model; leave with ``revert`` or a ``with`` block."""
+
+    def __init__(self, model: nn.Module, written: list[Written]) -> None:
+        self._model, self._written = model, written
+        self.reverted = False
+
+    def revert(self) -> None:
+        """Puts back, bitwise, what stood in the model before.
+
+        Raises:
+            DeltaError: the entries have changed since; nothing is changed then. RuntimeError: it was reverted already, or
+                a session is open on the model.
+        """
+        if self.reverted:
+            raise RuntimeError("this task vector was taken off the model already")
+        refuse_claimed(self._model, "the delta cannot be taken back")
+        for w in self._written:
+            if tensor_hash([w.places.gather(w.tensor)]) != w.after_hash:
+                raise DeltaError(f"'{w.name}' has changed since the delta was applied: nothing is taken back; undo that first")
+        _restore(self._written)
+        self.reverted = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self.reverted:
+            self.revert()
+
+
+def apply(vector: TaskVector, model: nn.Module) -> Applied:
+    """See ``TaskVector.apply``."""
+    refuse_claimed(model, "the delta cannot be applied")
+    source = MemorySource(model)
+    found = vector.base.check(source)
+    tensors = {name: room(vector, source, found, name) for name in vector.changes}
+    written: list[Written] = []
+    try:
+        for name, change in vector.load_all():
+            before = change.places.gather(tensors[name])
+            after = change.after(before, f"'{name}'")
+            written.append(Written(tensors[name], name, change.places, before, tensor_hash([after])))
+            change.places.scatter_(tensors[name], after)
+    except BaseException:
+        _restore(written)
+        raise
+    return Applied(model, written)
+
+
+def take_back(vector: TaskVector, model: nn.Module) -> None:
+    """See ``TaskVector.revert``, for a model that this process has not put the task vector on."""
+    refuse_claimed(model, "the delta cannot be taken back")
+    if not vector.exact:
+        raise DeltaError(
+            "the delta was not applied to this model here, and differences in numbers cannot be taken back bitwise; "
+            "keep what apply() returns"
+        )
+    source = MemorySource(model)
+    found = vector.base.places_in(source)
+    tensors = {name: room(vector, source, found, name) for name in vector.changes}
+    written: list[Written] = []
+    try:
+        for name, change in vector.load_all():
+            if change.kind == "new" and change.before is None:
+                continue
+            after = change.places.gather(tensors[name])
+            before = change.before() if change.kind == "new" and change.before is not None else change.back(after)
+            written.append(Written(tensors[name], name, change.places, after, ""))
+            change.places.scatter_(tensors[name], before)
+        vector.base.check(source)
+    except BaseException as error:
+        _restore(written)
+        if isinstance(error, DeltaError):
+            raise DeltaError(f"this model is not the base with the delta on it, so nothing is taken back: {error}") from None
+        raise
+
+
+def room(vector: TaskVector, source: MemorySource, found: dict[str, str], name: str) -> Tensor:
+    """The model's tensor that the change of this name goes into."""
+    lazy = vector.changes[name]
+    try:
+        tensor = source.tensor(located(name, found))
+    except (KeyError, IndexError):
+        raise DeltaError(
+            f"{source.called} has no tensor '{name}', which the delta brings; make the model with that head (AutoModelFor…), "
+            "or restrict the task vector with only()"
+        ) from None
+    if tensor.shape != lazy.shape or tensor.dtype != lazy.dtype:
+        raise DeltaError(
+            f"{source.called}: '{name}' is {list(tensor.shape)} {tensor.dtype}, the delta's is {list(lazy.shape)} {lazy.dtype}"
+        )
+    return tensor
+
+
+def _restore(written: Iterable[Written]) -> None:
+    for w in written:
+        w.places.scatter_(w.tensor, w.before)

@@ -1,0 +1,165 @@
+"""The task vector between two models: what a fine-tune changed, tensor by tensor, read when it is needed.
+
+Exact by default: integer differences of the bit patterns, so that base + delta is bitwise the fine-tune. A bf16 difference of
+bf16 weights would lose 3 % of the entries, and an fp32 one takes twice the bytes before compression.
+"""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paring.delta.align import align
+from paring.delta.base import base_of, dtype_name
+from paring.delta.change import Change, exact_change, wide
+from paring.delta.errors import DeltaError
+from paring.delta.places import Everywhere, Places, Scattered
+from paring.delta.sources import BaseLike, CheckpointSource, Source, as_source
+from paring.delta.taskvector import Lazy, TaskVector
+
+ALLOW = ("removed", "reshaped")
+_SCATTERED_BELOW = 0.25  # of the entries: less than that changed, and the rest need not be stored
+
+
+def diff(base: BaseLike, tuned: BaseLike, *, allow: Collection[str] = (), exact: bool = True) -> TaskVector:
+    """What turns ``base`` into ``tuned``.
+
+    Args:
+        base, tuned: models, state dicts, checkpoints on disk (a folder, a file) or names in the hub's local cache. One of them
+            may have its names under a prefix (``bert.``).
+        allow: "removed": tensors of the base may be missing in ``tuned``. "reshaped": a tensor may have another shape or type
+            there; it is stored whole, as it is. Integer tensors that are missing (position numbers, which newer
+            versions do not save) need no leave; ``removed`` lists them.
+        exact: bitwise differences; False: differences in fp32 (fp64 for fp64 tensors), which ``save_delta`` can quantise.
+
+    Raises:
+        DeltaError: a tensor was removed or reshaped without leave, holds NaN or infinity, or no tensor is in both.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    unknown = set(allow) - set(ALLOW)
+    if unknown:
+        raise ValueError(f"allow: {min(unknown)!r}; expected {' or '.join(map(repr, ALLOW))}")
+    before, after = as_source(base), as_source(tuned)
+    pairs = align(after.names(), {*before.names(), *before.tied()})
+    pairs = {name: before.tied().get(other, other) for name, other in pairs.items()}
+    if not pairs:
+        raise DeltaError(
+            f"{before.called} and {after.called} share no tensor name (e.g. '{next(iter(before.names()), '')}' and "
+            f"'{next(iter(after.names()), '')}'); they are not a base and its fine-tune"
+        )
+    reshaped = [name for name, other in pairs.items() if after.extent(name) != before.extent(other)]
+    if reshaped and "reshaped" not in allow:
+        raise DeltaError(
+            _listed(
+                f"{after.called} has other shapes or types than {before.called}",
+                [f"'{n}' {_extent(before, pairs[n])} -> {_extent(after, n)}" for n in reshaped],
+                "--allow reshaped stores these whole",
+            )
+        )
+    removed = sorted(set(before.names()) - set(pairs.values()))
+    lost = [n for n in removed if before.extent(n)[0].is_floating_point]
+    if lost and "removed" not in allow:
+        raise DeltaError(
+            _listed(
+                f"{after.called} lacks tensors of {before.called}",
+                [f"'{n}'" for n in lost],
+                "--allow removed leaves them out of what `paring apply` writes",
+            )
+        )
+    renamed = _Renamed(before, {n: o for n, o in pairs.items() if n not in reshaped}, after.tied())
+    changes: dict[str, Lazy] = {}
+    for name in after.names():
+        dtype, shape = after.extent(name)
+        if name in renamed.pairs:
+            changes[name] = _difference(name, renamed, after, exact)
+        else:
+            changes[name] = Lazy(shape, dtype, "new", lambda name=name: _new(after, name))  # type: ignore[misc]
+    facts: dict[str, Any] = {"method": "diff"}
+    if config := _config(after):
+        facts["config"] = config
+    return TaskVector(changes, base_of(renamed, origin=before.called), tuple(removed), facts)
+
+
+class _Renamed:
+    """A base under the names that its tensors have in the fine-tune."""
+
+    def __init__(self, source: Source, pairs: dict[str, str], tied: Any) -> None:
+        self.called, self._source, self.pairs = source.called, source, pairs
+        self._tied = {a: n for a, n in tied.items() if n in pairs}
+
+    def names(self) -> Collection[str]:
+        return list(self.pairs)
+
+    def tied(self) -> dict[str, str]:
+        return self._tied
+
+    def extent(self, name: str) -> tuple[torch.dtype, torch.Size]:
+        return self._source.extent(self.pairs[name])
+
+    def tensor(self, name: str) -> Tensor:
+        return self._source.tensor(self.pairs[name])
+
+    def hash(self, name: str) -> str:
+        return self._source.hash(self.pairs[name])
+
+
+def _difference(name: str, before: _Renamed, after: Source, exact: bool) -> Lazy:
+    dtype, shape = after.extent(name)
+
+    def load() -> Change:
+        a, b = (t.detach().cpu().contiguous().view(-1) for t in (before.tensor(name), after.tensor(name)))
+        _refuse_infinite(before.called, name, a)
+        _refuse_infinite(after.called, name, b)
+        made = exact_change(a, b, Everywhere(a.numel()), shape)
+        changed = int(torch.count_nonzero(made.values))
+        places: Places = made.places
+        if changed < _SCATTERED_BELOW * a.numel():
+            positions = made.values.nonzero().view(-1)
+            places, a, b = Scattered(positions), a[positions], b[positions]
+            made = exact_change(a, b, places, shape)
+        if exact or not dtype.is_floating_point:
+            return made
+        return Change(shape, dtype, "real", places, b.to(wide(dtype)) - a.to(wide(dtype)))
+
+    return Lazy(shape, dtype, "exact" if exact or not dtype.is_floating_point else "real", load)
+
+
+def _new(source: Source, name: str) -> Change:
+    tensor = source.tensor(name).detach().cpu().contiguous()
+    _refuse_infinite(source.called, name, tensor)
+    return Change(tensor.shape, tensor.dtype, "new", Everywhere(tensor.numel()), tensor.view(-1))
+
+
+def _refuse_infinite(called: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1 and tensor.numel():
+        low, high = torch.aminmax(tensor)  # NaN comes through
+        if not bool(low.isfinite() & high.isfinite()):
+            raise DeltaError(
+                f"{called}: '{name}' holds NaN or infinity; a delta of it would spread them. Repair the checkpoint first"
+            )
+
+
+def _config(source: Source) -> Any:
+    """The fine-tune's ``config.json``, by which what is applied can be loaded as what it is."""
+    if not isinstance(source, CheckpointSource):
+        return None
+    path = Path(source.checkpoint.folder) / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise DeltaError(f"{path} is no JSON: {error}") from None
+
+
+def _extent(source: Source, name: str) -> str:
+    dtype, shape = source.extent(name)
+    return f"{list(shape)} {dtype_name(dtype)}"
+
+
+def _listed(what: str, names: list[str], remedy: str) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{what}: {', '.join(names[:5])}{more}; {remedy}"

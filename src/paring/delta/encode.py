@@ -1,0 +1,124 @@
+"""One change to what is stored of it, and back; which codec takes which part."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paring.delta.blocks import Rect
+from paring.delta.change import Change
+from paring.delta.checkpoint.fingerprint import tensor_hash
+from paring.delta.codec.positions import decode_positions, encode_positions
+from paring.delta.codec.values import KINDS, decode_values, encode_values
+from paring.delta.errors import DeltaError
+from paring.delta.manifest import Entry, Part
+from paring.delta.places import Blocks, Everywhere, Places, Scattered
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the manifest says of a change, and its stored tensors by part."""
+
+    entry: Entry
+    stored: Mapping[str, Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(t.numel() * t.itemsize for t in self.stored.values())
+
+
+def encode(change: Change, values: str, group: int, where: str) -> Encoded:
+    """Codes a change.
+
+    Args:
+        values, group: how differences in numbers are stored, see ``save_delta``; exact and new ones have their own.
+        where: names the tensor in errors.
+    """
+    stored: dict[str, Tensor] = {}
+    parts: dict[str, Part] = {}
+
+    def keep(part: str, tensor: Tensor, compression: str, raw_bytes: int) -> None:
+        stored[part] = tensor
+        parts[part] = Part(compression, raw_bytes, tensor_hash([tensor]))
+
+    places: str = "dense"
+    rects: tuple[Rect, ...] = ()
+    if isinstance(change.places, Blocks):
+        places, rects = "blocks", change.places.rects
+    elif isinstance(change.places, Scattered):
+        coded = encode_positions(change.places.positions, change.shape.numel())
+        places = coded.coding
+        keep("places", torch.from_numpy(coded.stored), coded.compression, coded.raw_bytes)
+    if change.kind == "new":
+        keep(
+            "values", change.values.view(change.shape).contiguous().cpu(), "none", change.values.numel() * change.dtype.itemsize
+        )
+        values, group = "plain", 0
+    else:
+        if change.kind == "exact":
+            values = f"bits{8 * change.dtype.itemsize}"
+        group = group if values in KINDS and KINDS[values].scaled else 0
+        made = encode_values(change.values, values, group, where=where)
+        keep("values", torch.from_numpy(made.stored), made.compression, made.raw_bytes)
+        if made.scales is not None:
+            keep("scales", made.scales, "none", made.scales.numel() * made.scales.itemsize)
+    entry = Entry(change.kind, change.dtype, change.shape, places, change.places.count, values, group, rects, parts)
+    return Encoded(entry, stored)
+
+
+def decode(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Change:
+    """The change that ``entry`` and its stored tensors say.
+
+    Raises:
+        DeltaError: a hash is wrong, or the two contradict each other. Nothing large is allocated on a claim alone.
+    """
+    for part, tensor in stored.items():
+        claimed = entry.parts[part]
+        if tensor_hash([tensor]) != claimed.hash:
+            raise DeltaError(f"{where}: the stored {part} are damaged (their hash differs); fetch or write the file again")
+        size = tensor.numel() * tensor.itemsize
+        if claimed.compression == "none" and claimed.raw_bytes != size:
+            raise DeltaError(f"{where}: {size:,} bytes of {part} are stored, the manifest says {claimed.raw_bytes:,}")
+    if entry.kind == "new":
+        values = stored["values"]
+        if values.dtype != entry.dtype or values.shape != entry.shape:
+            raise DeltaError(f"{where}: the stored tensor is {list(values.shape)} {values.dtype}, the manifest says otherwise")
+        return Change(entry.shape, entry.dtype, "new", Everywhere(entry.count), values.view(-1))
+    coded = entry.parts["values"]
+    values = decode_values(
+        entry.values,
+        _raw(stored["values"], "values", where),
+        coded.compression,
+        coded.raw_bytes,
+        entry.count,
+        entry.group,
+        stored.get("scales"),
+        where,
+    )
+    return Change(entry.shape, entry.dtype, entry.kind, _places(entry, stored, where), values)
+
+
+def _places(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Places:
+    if entry.places == "dense":
+        return Everywhere(entry.count)
+    if entry.places == "blocks":
+        return Blocks(entry.rects)
+    part = entry.parts["places"]
+    return Scattered(
+        decode_positions(
+            entry.places,
+            _raw(stored["places"], "places", where),
+            part.compression,
+            part.raw_bytes,
+            entry.count,
+            entry.shape.numel(),
+            where,
+        )
+    )
+
+
+def _raw(tensor: Tensor, part: str, where: str) -> memoryview:
+    if tensor.dtype != torch.uint8 or tensor.ndim != 1:
+        raise DeltaError(f"{where}: the stored {part} are {list(tensor.shape)} {tensor.dtype}; expected bytes in a row")
+    return tensor.numpy().data
