@@ -82,7 +82,8 @@ def test_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     "name",
     ["../s.safetensors", "/tmp/s.safetensors", "sub/s.safetensors", "..", ".", "", "..\\s.safetensors", "C:s.safetensors",
-     "a\0.safetensors", "a\n.safetensors", "x" * 300 + ".safetensors", "ä" * 130 + ".safetensors", 7, None, ["s.safetensors"], {}],
+     "a\0.safetensors", "a\n.safetensors",
+     "x" * 300 + ".safetensors", "ä" * 130 + ".safetensors", 7, None, ["s.safetensors"], {}],
 )  # fmt: skip
 def test_path_escapes(tmp_path: Path, name: Any) -> None:
     folder = indexed(tmp_path / "model", {"good": "s.safetensors", "layer.weight": name})

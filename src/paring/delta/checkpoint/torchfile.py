@@ -37,7 +37,7 @@ def load(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged file makes the reader raise nearly anything
         if "mmap can only be used" in str(error):
             raise DeltaError(
-                f"{path} is of PyTorch before 1.6, which cannot be mapped; convert it to safetensors or save it again"
+                f"{path} is damaged, or of PyTorch before 1.6, which cannot be mapped; fetch it, or save it, again"
             ) from None
         reason = str(error).split("\n")[0][:200]
         raise DeltaError(f"{path} is no file of torch.save, or a damaged one ({reason}); fetch or write it again") from None
