@@ -80,14 +80,15 @@ def diff(base: BaseLike, tuned: BaseLike, *, allow: Collection[str] = (), exact:
     facts: dict[str, Any] = {"method": "diff"}
     if config := _config(after):
         facts["config"] = config
-    return TaskVector(changes, base_of(renamed, origin=before.called), tuple(removed), facts)
+    return TaskVector(changes, base_of(renamed, origin=before.origin), tuple(removed), facts)
 
 
 class _Renamed:
     """A base under the names that its tensors have in the fine-tune."""
 
     def __init__(self, source: Source, pairs: dict[str, str], tied: Any) -> None:
-        self.called, self._source, self.pairs = source.called, source, pairs
+        self.called, self.origin = source.called, source.origin
+        self._source, self.pairs = source, pairs
         self._tied = {a: n for a, n in tied.items() if n in pairs}
 
     def names(self) -> Collection[str]:

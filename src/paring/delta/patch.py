@@ -43,7 +43,7 @@ def apply_to_checkpoint(
         DeltaError: another base, or a damaged delta. FileExistsError: ``out`` is there. Nothing is written then.
     """
     checkpoint = open_checkpoint(base)
-    source = CheckpointSource(checkpoint)
+    source = CheckpointSource(checkpoint, base)
     found = vector.base.check(source)
     plan = _plan(vector, source, found)
     parts: dict[str, list[str]] = {}

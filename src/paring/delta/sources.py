@@ -20,9 +20,8 @@ BaseLike = nn.Module | Mapping[str, Tensor] | str | Path | Checkpoint
 class Source(Protocol):
     """Tensors by name, read one at a time."""
 
-    @property
-    def called(self) -> str:
-        """What an error calls it."""
+    called: str  # what an error calls it
+    origin: str  # where others may find it: a name on the hub, or a folder's own name without where it lies
 
     def names(self) -> Collection[str]:
         """Of whole tensors, each once: of a tied one, the first."""
@@ -43,6 +42,7 @@ class MemorySource:
 
     def __init__(self, held: nn.Module | Mapping[str, Tensor]) -> None:
         self.called = f"the {type(held).__name__}" if isinstance(held, nn.Module) else "the state dict"
+        self.origin = public_name(getattr(held, "name_or_path", "")) if isinstance(held, nn.Module) else ""
         every: dict[str, Tensor] = dict(held.state_dict(keep_vars=True) if isinstance(held, nn.Module) else held)
         self._tensors = {n: t for n, t in every.items() if isinstance(t, Tensor)}
         first: dict[tuple[int, ...], str] = {}
@@ -76,8 +76,9 @@ class MemorySource:
 class CheckpointSource:
     """The tensors of a checkpoint on disk; hashes of unchanged files are remembered."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, name: str | Path = "") -> None:
         self.checkpoint = checkpoint
+        self.origin = public_name(name)
         self.called = str(checkpoint.folder if len(checkpoint.files) > 1 else checkpoint.files[0])
         self._hashes: dict[str, str] = {}
 
@@ -102,12 +103,18 @@ class CheckpointSource:
         return self._hashes[name]
 
 
+def public_name(name: str | Path) -> str:
+    """A name on the hub as it is; of a path the last component alone: where it lies is nobody else's business."""
+    text = str(name)
+    return text if isinstance(name, str) and text.count("/") == 1 and not Path(text).exists() else Path(text).name
+
+
 def as_source(held: "BaseLike | Source") -> Source:
     """A source of what a user names: a model, a state dict, a folder or file, or a name on the hub that is in the cache."""
     if isinstance(held, Checkpoint):
         return CheckpointSource(held)
     if isinstance(held, str | Path):
-        return CheckpointSource(open_checkpoint(held))
+        return CheckpointSource(open_checkpoint(held), held)
     if isinstance(held, nn.Module | Mapping):
         return MemorySource(held)
     return held

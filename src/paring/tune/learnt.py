@@ -63,7 +63,7 @@ def task_vector(model: nn.Module, log: UndoLog, tensors: Mapping[str, Tensor], f
             before, after = (torch.cat([t.view(-1) for t in side]) for side in (befores, afters))
             changes[name] = ready(exact_change(before, after, Blocks(rects), tensors[touched].shape))
     new = {n for n, c in changes.items() if c.kind == "new"}
-    return TaskVector(changes, base_of(originals, without=new))
+    return TaskVector(changes, base_of(originals, without=new, origin=originals.origin))
 
 
 def _new(tensor: Tensor, blocks: list[tuple[Rect, Tensor, Tensor]]) -> Change:
