@@ -6,8 +6,9 @@ A payload is stored in one of two ways, which stands beside it (``compression``)
     "zstd"   one Zstandard frame (RFC 8878) and nothing else: the content size stands in its header and is ``raw_bytes``; a
              window of at most 128 MiB; no dictionary. A checksum is not needed (the file has its own), and verified if there.
 
-The content is at most 1,024 times the stored bytes, plus 65,536: a frame may unfold 32,768-fold, differences of weights never
-do by far, so a payload that would is stored as it is, and one that claims to is refused before memory is taken.
+The content is at most 1,024 times the stored bytes, plus 65,536: a frame may unfold 32,768-fold, so that a small file could
+claim much memory. A writer whose frame would unfold further (long runs of one byte) ends a block every 2,048 bytes; a block
+takes 4 bytes at least. What claims to unfold further is refused before memory is taken.
 
 Level 1 is not only the fastest: on what the codecs beside this one make of differences, bytes with few repeats but a skewed
 distribution, higher levels find chance matches that cost more than the plain Huffman code.
@@ -30,6 +31,8 @@ _WORTH = 0.98  # of the raw size: less gain than this is not worth a reader's ti
 _MOST_WINDOW = 1 << 27
 _MAGIC = b"\x28\xb5\x2f\xfd"  # of a frame; a skippable frame, or one of an older Zstandard, begins otherwise
 _MOST_HEADER = 18
+_SHORT_BLOCK = 2048
+_PIECE = 1 << 23
 
 
 def most_bytes(stored_bytes: int) -> int:
@@ -52,14 +55,10 @@ def pack(raw: Buffer, cuts: Iterable[int] = ()) -> tuple[Bytes, str]:
             of its own: in payloads of less than a few blocks (128 KiB), one code for all costs 15 %.
     """
     plain = as_bytes(raw)
-    edges = [0, *cuts, plain.size]
-    compressor = zstandard.ZstdCompressor(level=1, write_content_size=True, write_checksum=False).compressobj(size=plain.size)
-    pieces = []
-    for start, stop in itertools.pairwise(edges):
-        if start < stop:
-            pieces += [compressor.compress(plain[start:stop].data), compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
-    frame = b"".join([*pieces, compressor.flush()])
-    if len(frame) > plain.size * _WORTH or plain.size > most_bytes(len(frame)):
+    frame = _frame(plain, cuts)
+    if plain.size > most_bytes(len(frame)):
+        frame = _frame(plain, range(0, plain.size, _SHORT_BLOCK))
+    if len(frame) > plain.size * _WORTH:
         return plain, "none"
     return np.frombuffer(frame, np.uint8), "zstd"
 
@@ -88,6 +87,18 @@ def unpack(stored: Buffer, compression: str, raw_bytes: int, where: str) -> Byte
     if len(content) != raw_bytes:
         raise DeltaError(f"{where} is damaged: it holds {len(content):,} bytes; expected {raw_bytes:,}")
     return np.frombuffer(content, np.uint8)
+
+
+def _frame(plain: Bytes, cuts: Iterable[int]) -> bytearray:
+    compressor = zstandard.ZstdCompressor(level=1, write_content_size=True, write_checksum=False).compressobj(size=plain.size)
+    frame = bytearray()  # unlike bytes, an array over it can be written, as torch wants
+    for start, stop in itertools.pairwise([0, *cuts, plain.size]):
+        for piece in range(start, stop, _PIECE):
+            frame += compressor.compress(plain[piece : min(piece + _PIECE, stop)].data)
+        if start < stop:
+            frame += compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    frame += compressor.flush()
+    return frame
 
 
 def _check_header(held: Bytes, raw_bytes: int, where: str) -> None:

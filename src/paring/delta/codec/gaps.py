@@ -9,19 +9,21 @@ With p[-1] = -1, gap[i] = p[i] - p[i - 1] - 1 >= 0 is split into its s low bits 
 
 The low bits of large gaps are noise; what is left is a byte each with a skewed distribution, which Zstandard's Huffman
 stage codes well. s is such that ``(numel - count) >> s <= 255 * (count + 4096)``: so at most count + 4096 bytes are 255, and
-the size of an honest payload is known within a factor before it is unfolded. Of these s a writer takes the one whose size,
-estimated from a sample of the gaps, is least.
+the size of an honest payload is known within a factor before it is unfolded. Of these s a writer takes the one that makes a
+sample of the gaps smallest; near ``log2(numel / count) - 6`` many do about equally well.
 
 Overflow is no question when reading. The bytes of the last part add up to the sum of all h, and the planes' ones to the sum of
 all low bits; so the last position is known, and checked, before any gap is computed.
 """
+
+import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paring.delta.codec.compression import Bytes
+from paring.delta.codec.compression import Bytes, pack
 from paring.delta.codec.planes import CHUNK, bits, count_ones, rest_is_zero, row_bytes
 from paring.delta.errors import DeltaError
 
@@ -145,10 +147,8 @@ def _shift(p: Gaps, numel: int) -> int:
 
 
 def _estimate(sample: Gaps, shift: int) -> float:
-    """Bits of the sample with this shift: low bits, the entropy of the bytes, and some for the table of their code."""
+    """Bits of the sample with this shift, its low bits being noise."""
     h = sample >> shift
-    escapes = h // 255
-    seen = np.bincount(h - 255 * escapes, minlength=256)
-    seen[255] = escapes.sum()
-    seen = seen[seen > 0]
-    return sample.size * shift + float((seen * np.log2(seen.sum() / seen)).sum()) + 5 * seen.size
+    if int(h.sum()) > 255 * (h.size + _FREE_ESCAPES):
+        return math.inf
+    return h.size * shift + 8 * pack(_escaped(h))[0].size

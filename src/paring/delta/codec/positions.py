@@ -5,7 +5,7 @@ against the entropy of the mask, numel * H(keep) / 8 bytes:
 
     keep       0.3     0.1     0.03    0.01    0.003   0.001   0.0003
     mask       1.006   1.071   1.46    1.76
-    gaps       1.067   1.012   1.011   1.006   1.009   1.015   1.03
+    gaps       1.067   1.012   1.008   1.005   1.010   1.015   1.012
 
 so a mask is only tried where at least 1 of 25 entries is kept, and gaps up to 1 of 5.
 

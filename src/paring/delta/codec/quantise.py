@@ -31,7 +31,7 @@ from paring.delta.codec.planes import CHUNK, bits, rest_is_zero
 from paring.delta.errors import DeltaError
 
 LARGEST = {"int8": 127, "int4": 7, "sign": 1}  # of |q|
-_CLIPS = {"int4": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)}
+_CLIPS = {"int4": (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)}
 _FLOAT_MAX = torch.finfo(torch.float32).max
 
 

@@ -89,6 +89,8 @@ def encode_values(values: Tensor, kind: str, group: int = 0, *, where: str = "th
     if group < 0:
         raise DeltaError(f"{where}: groups of {group} values; expected at least 1, or 0 for one group")
     values = values.detach().cpu().contiguous()
+    if values.is_floating_point() and values.itemsize == 1:
+        values = values.to(torch.float32)  # torch has no isfinite for float8
     scales, cuts = None, range(0)
     if KINDS[kind].scaled:
         _check_finite(values, torch.float32, kind, where)
