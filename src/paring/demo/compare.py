@@ -7,17 +7,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from torch import nn
+
 import paring
+from paring.bank import Bank
 from paring.demo.methods import METHODS, Method
 from paring.demo.picture import picture
-from paring.demo.runs import TaskResults, tune_all
+from paring.demo.runs import TaskResults, score, tune_all
 from paring.demo.table import conclusions, table
 from paring.files import write_bytes
-from paring.tasks.digits import accuracy, load_splits, named_shifts, one_thread, pretrained
+from paring.tasks.digits import Shift, accuracy, load_splits, named_shifts, one_thread, pretrained
 from paring.tasks.digits.vit import PRETRAINING_STEPS
 from paring.tasks.extras import require
+
+DELTAS = "deltas"
 
 
 def run(
@@ -29,10 +35,10 @@ def run(
     pretraining_steps: int = PRETRAINING_STEPS,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Runs the demo: prints a table and what it shows, writes ``demo.json`` and ``demo.png``.
+    """Runs the demo: prints a table and what it shows, writes ``demo.json``, ``demo.png`` and a folder of deltas.
 
     Args:
-        out: folder for the two files; made when missing, and asked for before anything is trained.
+        out: folder for these; made when missing, and asked for before anything is trained.
         seed: of the pretrained model and of every run.
         steps: optimizer steps of every run.
         tasks: names of shifts; None: all five.
@@ -65,7 +71,7 @@ def run(
     print(f"{size:,} weights, test accuracy {upright:.3f} on upright digits. Now tasks it has never seen:")
 
     done: list[TaskResults] = []
-    for shift, results in zip(shifts, tune_all(model, shifts, steps, seed, workers), strict=True):
+    for shift, results in zip(shifts, tune_all(model, shifts, steps, seed, workers, out / DELTAS), strict=True):
         done.append(results)
         print(f"  {shift.name}: {shift.summary}", flush=True)
 
@@ -79,6 +85,7 @@ def run(
         ],
         "methods": [_described(method) for method in METHODS.values()],
         "results": [asdict(result) for d in done for result in d.results],
+        "bank": _banked(model, shifts, done, out / DELTAS),
         "versions": _versions(),
         "machine": {"platform": platform.platform(), "workers": workers},
         "seconds": time.perf_counter() - start,
@@ -88,8 +95,32 @@ def run(
     print("\n".join(record["conclusions"]))
     write_bytes(out / "demo.json", (json.dumps(record, indent=2) + "\n").encode())
     write_bytes(out / "demo.png", picture(record, shifts))
-    print(f"Wrote {out / 'demo.json'} and {out / 'demo.png'}; {time.perf_counter() - start:.0f} s.")
+    print(f"Wrote {out / 'demo.json'} {out / 'demo.png'} and {out / DELTAS}/; {time.perf_counter() - start:.0f} s.")
     return record
+
+
+def _banked(model: nn.Module, shifts: Sequence[Shift], done: Sequence[TaskResults], folder: Path) -> dict[str, Any]:
+    """Every result once more, from its file: one model in memory, swapped from delta to delta."""
+    results = {result.delta: (result, shift) for d, shift in zip(done, shifts, strict=True) for result in d.results}
+    same, swaps = 0, []
+    with Bank(model) as bank, one_thread():
+        for name in results:
+            bank.add(name, folder / f"{name}.delta.safetensors")
+        for name, (result, shift) in results.items():
+            bank.activate(name)
+            same += score(model, shift) == result.test_accuracy
+        for name in results:  # now that all are in memory
+            start = time.perf_counter()
+            bank.activate(name)
+            swaps.append(time.perf_counter() - start)
+    checkpoint = sum(tensor.numel() * tensor.itemsize for tensor in model.state_dict().values())
+    return {
+        "num_deltas": len(results),
+        "same_accuracy": same,
+        "bytes": checkpoint + sum(result.kept_bytes for result, _ in results.values()),
+        "checkpoint_bytes": checkpoint * len(results),
+        "median_swap_seconds": median(swaps),
+    }
 
 
 def _described(method: Method) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from paring.delta.diff import diff
+from paring.delta.taskvector import TaskVector
 from paring.tune.config import SliceConfig
 from paring.tune.session import sliced
 
@@ -23,13 +25,13 @@ class Tuning:
         parameters: what the optimizer gets.
         after_step: to be called after every optimizer step; None: nothing.
         num_trainable: entries trained at any one time.
-        kept_bytes: what must be stored to have the tuned model again on the same base; asked after training.
+        learnt: what the tuning has added to the base; asked after training.
     """
 
     parameters: list[nn.Parameter]
     after_step: Callable[[], None] | None
     num_trainable: int
-    kept_bytes: Callable[[], int]
+    learnt: Callable[[], TaskVector]
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _slices(model: nn.Module, config: SliceConfig) -> Iterator[Tuning]:
     session = sliced(model, config, verbose=False)
     try:
         with session:
-            yield Tuning(session.parameters(), session.step, session.num_trainable, lambda: session.delta().nbytes)
+            yield Tuning(session.parameters(), session.step, session.num_trainable, session.delta)
     finally:
         session.revert()
 
@@ -89,7 +91,7 @@ def _whole(model: nn.Module, prefix: str) -> Iterator[Tuning]:
         model.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
-        yield Tuning(trained, None, num_trainable, lambda: sum(p.numel() * p.element_size() for p in trained))
+        yield Tuning(trained, None, num_trainable, lambda: diff(before, model))
     finally:
         model.load_state_dict(before)
         for parameter, flag in flags:

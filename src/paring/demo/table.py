@@ -27,7 +27,7 @@ def table(record: Record) -> str:
         )
     notes = [
         "entries trained: at any one time, of "
-        f"{record['base']['num_weights']:,}. bytes to keep: all that was ever trained. seconds: training, a task.",
+        f"{record['base']['num_weights']:,}. bytes to keep: the delta file. seconds: training, a task.",
     ]
     return "\n".join([*_aligned([header, *rows]), *notes])
 
@@ -55,6 +55,14 @@ def conclusions(record: Record) -> list[str]:
         f"{f', equal on {ties}' if ties else ''}; mean difference {accuracy['moving'] - accuracy['static']:+.3f}."
     )
     intact = "bitwise as it was" if record["base"]["bitwise_intact"] else "NOT what it was: this is a fault"
+    bank = record["bank"]
+    good = bank["same_accuracy"] == bank["num_deltas"]
+    again = "every one gives" if good else f"only {bank['same_accuracy']} of them give"
+    lines.append(
+        f"Back from a bank of {bank['num_deltas']} delta files on one base, {again} the accuracy it had. Base and "
+        f"deltas take {bank['bytes'] / 1e6:.1f} MB, as many checkpoints would take {bank['checkpoint_bytes'] / 1e6:.1f} MB; a swap takes "
+        f"{bank['median_swap_seconds'] * 1000:.1f} ms."
+    )
     lines.append(f"After all {len(record['results'])} runs on one model, its base is {intact}.")
     return lines
 
