@@ -2,6 +2,7 @@
 
     python benchmarks/tune_quality.py                      everything, about two hours on 2 cores; goes on where it stood
     python benchmarks/tune_quality.py --suites digits      about twenty minutes
+    python benchmarks/tune_quality.py --moving             why moving loses on MiniLM: a screen of its own, about an hour
     python benchmarks/tune_quality.py --table              Markdown of what benchmarks/results holds; runs nothing
 
 Every method gets the same steps, the same batches, and its rate from one grid by one rule (benchmarks/quality/walk.py), on
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     parser.add_argument("--zoo", type=Path, default=HERE / "zoo", help="folder of the fine-tunes")
     parser.add_argument("--no-timing", action="store_true", help="leave the interleaved timing out")
+    parser.add_argument("--moving", action="store_true", help="instead of the suites: what changes when slices move otherwise")
     parser.add_argument("--table", action="store_true", help="print what the results hold; run nothing")
     arguments = parser.parse_args()
 
@@ -29,6 +31,13 @@ def main() -> None:
     import quality.report as report
     import quality.timing as timing
 
+    if arguments.moving:
+        runner = plan.runner("docstrings", arguments.out, arguments.workers, arguments.zoo)
+        if not arguments.table:
+            runner.confirm(plan.MOVING, plan.MOVING_TASKS, plan.SEEDS[:1], plan.MOVING_RATE)
+            runner.screen(plan.MOVING)
+        print(report.moving(runner, plan.MOVING, plan.MOVING_TASKS, plan.MOVING_RATE))
+        return
     for suite in arguments.suites:
         runner = plan.runner(suite, arguments.out, arguments.workers, arguments.zoo)
         screened = plan.SCREENED[suite]

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from quality.moves import carrying, easing_in
+
 HEAD = "classifier"
-Step = Callable[[], None]
+Step = Callable[[torch.optim.Optimizer], None]
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Method:
         name: in results.
         title: for a reader.
         kind: "full", "head", "slices" or the name of one of PEFT's.
-        settings: of ``SliceConfig``, or of PEFT's configuration. ``upper`` is a share of the blocks.
+        settings: of ``SliceConfig``, or of PEFT's configuration. ``upper`` and ``window`` are shares of the blocks; ``carry``
+            and ``ease_in`` change what happens at a move (see ``moves.py``).
         guess: where the walk over the rates begins, as a factor on the suite's middle rate.
     """
 
@@ -70,7 +73,10 @@ METHODS = {
         ),
         Method("static-row-r16", "static row, r 16", "slices", {"rank": 16, "modes": ("row",), "move_steps": None}, 2.0),
         Method("static-column-r16-upper", "static column, r 16, upper half", "slices", _column(16, None, upper=0.5), 2.0),
-        Method("static-column-r32-upper", "static column, r 32, upper half", "slices", _column(32, None, upper=0.5), 2.0),
+        *(
+            Method(f"static-column-r{r}-upper", f"static column, r {r}, upper half", "slices", _column(r, None, upper=0.5), 2.0)
+            for r in (31, 32)
+        ),
         Method("column-r16-window", "column sweep, r 16, window of half", "slices", _column(16, MOVE, window=0.5), 2.0),
         # Why does moving not pay? How long a slice stays, in what order, where it goes.
         *(
@@ -79,6 +85,11 @@ METHODS = {
         ),
         Method("column-r16-random", "column, random order, r 16", "slices", _column(16, MOVE, order="random"), 2.0),
         Method("column-r16-to-and-fro", "column, two positions in turn, r 8", "slices", _column(8, MOVE, order=(0, 8)), 2.0),
+        # The guess of these is the rate that was best for plain moving on MiniLM.
+        Method("column-r16-carried", "column sweep, r 16, second moments kept", "slices", _column(16, MOVE, carry=True), 5.0),
+        Method("column-r16-eased", "column sweep, r 16, eased in over 5 steps", "slices", _column(16, MOVE, ease_in=5), 5.0),
+        Method("column-r16-stride", "column sweep, r 16, half a slice a move", "slices", _column(16, MOVE, stride=8), 5.0),
+        Method("column-r31-upper", "column sweep, r 31, upper half", "slices", _column(31, MOVE, upper=0.5), 5.0),
     )
 }
 
@@ -111,7 +122,7 @@ def prepare(method: Method, model: nn.Module, num_blocks: int) -> Tuning:
 
 def _plain(model: nn.Module) -> Tuning:
     trained = [p for p in model.parameters() if p.requires_grad]
-    return Tuning(model, trained, lambda: None, sum(p.numel() for p in trained))
+    return Tuning(model, trained, lambda _: None, sum(p.numel() for p in trained))
 
 
 def _slices(method: Method, model: nn.Module, num_blocks: int) -> Tuning:
@@ -122,10 +133,12 @@ def _slices(method: Method, model: nn.Module, num_blocks: int) -> Tuning:
         settings["layers"] = f"upper:{round(settings.pop('upper') * num_blocks)}"
     if "window" in settings:
         settings["layer_window"] = round(settings.pop("window") * num_blocks)
+    carry, ease_in = settings.pop("carry", False), settings.pop("ease_in", 0)
     # PEFT's methods leave convolutions alone, and four inputs are too few to choose columns from.
     exclude = tuple(n for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     session = paring.sliced(model, paring.SliceConfig(exclude=exclude, **settings), verbose=False).__enter__()
-    return Tuning(model, session.parameters(), session.step, session.num_trainable, session)
+    after_step = carrying(session) if carry else easing_in(session, ease_in) if ease_in else lambda _: session.step()
+    return Tuning(model, session.parameters(), after_step, session.num_trainable, session)
 
 
 def _block(name: str, num_blocks: int) -> int:

@@ -8,7 +8,6 @@ from typing import Any
 from quality import timing
 from quality.methods import METHODS
 from quality.plan import SEEDS, Runner
-from quality.runs import Cell
 
 WITHIN = 0.005  # of LoRA's mean, on every task
 TIME_SHARE = 0.6  # of LoRA's wall time, to reach its final validation score
@@ -31,11 +30,24 @@ def markdown(runner: Runner, screened: Sequence[str], results: Path) -> str:
     return "\n".join(out) + "\n"
 
 
+def moving(runner: Runner, methods: Sequence[str], tasks: Sequence[str], rate: float) -> str:
+    """Validation accuracy of one seed at one rate for all, and at the rate found for each; what is not there yet is a dash."""
+    out = [f"Moving on {runner.suite.title}: validation accuracy with seed {SEEDS[0]}, at a rate of {rate:g}.", ""]
+    screened = " and ".join(runner.suite.screened)
+    out += ["| method | " + " | ".join(tasks) + f" | {screened}, at its own rate |", "|---|" + "---:|" * (len(tasks) + 1)]
+    for name in methods:
+        found = [runner.store.cells.get(runner.cell(task, name, rate, SEEDS[0]).key) for task in tasks]
+        shown = [f"{cell['validation']:.3f}" if cell else "-" for cell in found]
+        own = f"{runner.best_score(name):.3f} ({runner.rate(name):g})" if _known(runner, name) else "-"
+        out.append(f"| {METHODS[name].title} | {' | '.join(shown)} | {own} |")
+    return "\n".join(out) + "\n"
+
+
 def cells(runner: Runner, method: str) -> list[dict[str, Any]]:
     """The confirmed cells of a method: all tasks, all seeds; [] when one is missing."""
     suite = runner.suite
     found = [
-        runner.store.cells.get(Cell(suite.name, task, method, runner.rate(method), seed, suite.num_steps).key)
+        runner.store.cells.get(runner.cell(task, method, runner.rate(method), seed).key)
         for task in suite.tasks
         for seed in SEEDS
     ]
@@ -44,7 +56,7 @@ def cells(runner: Runner, method: str) -> list[dict[str, Any]]:
 
 def num_trainable(runner: Runner, method: str) -> int:
     suite = runner.suite
-    key = Cell(suite.name, suite.screened[0], method, runner.rate(method), SEEDS[0], suite.num_steps).key
+    key = runner.cell(suite.screened[0], method, runner.rate(method), SEEDS[0]).key
     return int(runner.store.cells[key]["num_trainable"])
 
 

@@ -61,7 +61,7 @@ def run(cell: Cell, zoo: Path | None) -> dict[str, Any]:
         loss = tuning.model(**next(batches)).loss
         loss.backward()
         train.step()
-        tuning.after_step()
+        tuning.after_step(train)
         train.zero_grad()
         seconds += time.perf_counter() - start
         if step + 1 in watch_at:

@@ -61,6 +61,6 @@ def _step(tuning: Tuning, train: Any, batch: dict[str, Any]) -> float:
     start = time.perf_counter()
     tuning.model(**batch).loss.backward()
     train.step()
-    tuning.after_step()
+    tuning.after_step(train)
     train.zero_grad()
     return time.perf_counter() - start
