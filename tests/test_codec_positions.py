@@ -12,6 +12,7 @@ from paring import DeltaError
 from paring.delta.codec import positions as module
 from paring.delta.codec.gaps import decode_gaps, encode_gaps, size_bounds
 from paring.delta.codec.mask import encode_mask
+from paring.delta.codec.planes import CHUNK
 from paring.delta.codec.positions import CODINGS, MOST_ENTRIES, EncodedPositions, decode_positions, encode_positions
 
 WHERE = "'layer.weight'"
@@ -109,6 +110,29 @@ def test_the_smaller_coding_is_stored(keep: float) -> None:
     assert encode_positions(positions, 500_000).stored.size <= 1.005 * min(sizes.values())
 
 
+def test_crowded_positions_are_a_mask_at_any_keep() -> None:
+    mask = np.zeros((3_000, 768), bool)
+    mask[np.random.default_rng(0).random(3_000) < 0.01] = True
+    mask &= np.random.default_rng(1).random(mask.shape) < 0.7
+    positions = torch.from_numpy(np.flatnonzero(mask))
+    e = encode_positions(positions, mask.size)
+    assert e.coding == "mask" and e.stored.size < 0.8 * coded("gaps", positions, mask.size).stored.size
+    assert encode_positions(positions, 2**40).coding == "gaps"
+
+
+def test_escapes_across_chunks() -> None:
+    """Runs of 255 that end just before, at and after the end of a piece, and fill one."""
+    for before in (0, 1, CHUNK - 2, CHUNK - 1, CHUNK, CHUNK + 1):
+        for escapes in (1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 1):
+            raw = np.zeros(1 + before + escapes + 1 + 5 + CHUNK, np.uint8)
+            raw[1 + before : 1 + before + escapes] = 255
+            raw[1 + before + escapes] = 7
+            count = before + 1 + 5 + CHUNK
+            p = decode_gaps(raw, count, MOST_ENTRIES, WHERE)
+            gaps = p.diff(prepend=torch.tensor([-1])) - 1
+            assert int(gaps[before]) == 255 * escapes + 7 and int(gaps.sum()) == 255 * escapes + 7
+
+
 def test_whole_rows_and_columns_cost_next_to_nothing() -> None:
     mask = np.zeros((3_000, 768), bool)
     mask[np.random.default_rng(0).random(3_000) < 0.01] = True
@@ -203,6 +227,7 @@ HOSTILE = {
     "one gap too few": ("gaps", "000202ff40", 5, 4, 1_000, "it holds 3 positions"),
     "beyond numel": ("gaps", "00020240", 4, 3, 70, "expected 3 below 70"),
     "beyond numel by the low bits": ("gaps", "0200004096", 5, 2, 857, "expected 2 below 857"),
+    "beyond numel by the low bits alone": ("gaps", "02010100", 4, 1, 3, "it holds 1 positions up to 3; expected 1 below 3"),
     "beyond 64 bits": ("gaps", "30" + "01" * 48 + "ff" * 300 + "00", 350, 1, MOST_ENTRIES, "expected 1 below"),
     "bits left over in a plane": ("gaps", "0200044096", 5, 2, 20_000, "is damaged"),
     "escapes where nothing is kept": ("gaps", "00ff", 2, 0, 100, "is damaged"),

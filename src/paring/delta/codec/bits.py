@@ -38,7 +38,7 @@ def integer_of(dtype: torch.dtype) -> torch.dtype:
 
 def to_ordered(t: Tensor) -> Tensor:
     """The integers i of the numbers in ``t``, in the same shape; of integers possibly a view."""
-    b = t.detach().resolve_conj().resolve_neg().view(integer_of(t.dtype))
+    b = t.resolve_conj().resolve_neg().view(integer_of(t.dtype))
     return _turned(b, t.dtype)
 
 

@@ -16,8 +16,6 @@ Overflow is no question when reading. The bytes of the last part add up to the s
 all low bits; so the last position is known, and checked, before any gap is computed.
 """
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -97,6 +95,12 @@ def decode_gaps(raw: Bytes, count: int, numel: int, where: str) -> Tensor:
     return out
 
 
+def sample_gaps(p: Gaps) -> Gaps:
+    """Gaps from all over ``p``, which is not empty; all of them if they are few."""
+    step = max(p.size // _SAMPLES, _SAMPLE)
+    return np.concatenate([_gaps(p, i, min(i + _SAMPLE, p.size)) for i in range(0, p.size, step)])
+
+
 def _gaps(p: Gaps, start: int, stop: int) -> Gaps:
     gaps = np.empty(stop - start, np.int64)
     gaps[0] = p[start] - (p[start - 1] if start else -1)
@@ -140,15 +144,12 @@ def _shift(p: Gaps, numel: int) -> int:
         least += 1
     if not p.size:
         return least
-    step = max(p.size // _SAMPLES, _SAMPLE)
-    sample = np.concatenate([_gaps(p, i, min(i + _SAMPLE, p.size)) for i in range(0, p.size, step)])
+    sample = sample_gaps(p)
     most = max(least, int(sample.max()).bit_length())
     return min(range(least, most + 1), key=lambda s: _estimate(sample, s))
 
 
-def _estimate(sample: Gaps, shift: int) -> float:
+def _estimate(sample: Gaps, shift: int) -> int:
     """Bits of the sample with this shift, its low bits being noise."""
     h = sample >> shift
-    if int(h.sum()) > 255 * (h.size + _FREE_ESCAPES):
-        return math.inf
     return h.size * shift + 8 * pack(_escaped(h))[0].size
