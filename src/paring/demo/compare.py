@@ -95,7 +95,7 @@ def run(
     print("\n".join(record["conclusions"]))
     write_bytes(out / "demo.json", (json.dumps(record, indent=2) + "\n").encode())
     write_bytes(out / "demo.png", picture(record, shifts))
-    print(f"Wrote {out / 'demo.json'} {out / 'demo.png'} and {out / DELTAS}/; {time.perf_counter() - start:.0f} s.")
+    print(f"Wrote {out / 'demo.json'}, {out / 'demo.png'} and {out / DELTAS}/; {time.perf_counter() - start:.0f} s.")
     return record
 
 

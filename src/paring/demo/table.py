@@ -60,8 +60,8 @@ def conclusions(record: Record) -> list[str]:
     again = "every one gives" if good else f"only {bank['same_accuracy']} of them give"
     lines.append(
         f"Back from a bank of {bank['num_deltas']} delta files on one base, {again} the accuracy it had. Base and "
-        f"deltas take {bank['bytes'] / 1e6:.1f} MB, as many checkpoints would take {bank['checkpoint_bytes'] / 1e6:.1f} MB; a swap takes "
-        f"{bank['median_swap_seconds'] * 1000:.1f} ms."
+        f"deltas take {bank['bytes'] / 1e6:.1f} MB, as many checkpoints would take {bank['checkpoint_bytes'] / 1e6:.1f} MB; "
+        f"a swap takes {bank['median_swap_seconds'] * 1000:.1f} ms."
     )
     lines.append(f"After all {len(record['results'])} runs on one model, its base is {intact}.")
     return lines
