@@ -1,4 +1,4 @@
-"""When rates and ranks decay, without a trainer; and the settings recommended for a model."""
+"""When rates and ranks decay, without a trainer."""
 
 import math
 
@@ -6,8 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import bert
-from paring import SliceConfig, sliced
 from paring.trainer.plateau import Plateau
 
 
@@ -56,17 +54,3 @@ def test_a_checkpoint_keeps_the_count() -> None:
         one.observe({"loss": value})
     other.load_state_dict(one.state_dict())
     assert other.observe({"loss": 2.0}) and one.observe({"loss": 2.0})
-
-
-def test_recommended_slices_fit_the_model() -> None:
-    model = bert()
-    config, rate = SliceConfig.recommended(model, 100)
-    assert (config.rank, config.modes, config.move_steps, config.exclude, rate) == (4, ("column",), None, (), 0.02)
-    with sliced(model, config, verbose=False) as session:
-        assert session.num_trainable < sum(p.numel() for p in model.parameters()) / 3
-    wide = nn.Sequential(nn.Linear(6, 384), nn.Linear(384, 384), nn.Linear(384, 384), nn.Linear(384, 2))
-    config, rate = SliceConfig.recommended(wide, 1)
-    assert (config.rank, config.exclude) == (16, ("0",)) and rate == pytest.approx(2 / 384)
-    sliced(wide, config, verbose=False)
-    with pytest.raises(ValueError, match="num_steps is 0; expected a whole number, at least 1"):
-        SliceConfig.recommended(model, 0)

@@ -131,7 +131,18 @@ def test_recommended_slices_are_saved_as_chosen(model: Path, data: Path, tmp_pat
     assert main(command(model, data, tmp_path / "a", "--max-steps", "2")) == 0
     saved = json.loads((tmp_path / "a" / "paring-tune.json").read_text())
     assert saved["rank"] == 4 and saved["modes"] == ["column"] and saved["move_steps"] is None
-    assert saved["learning_rate"] == 0.02
+    assert saved["layers"] == [1] and saved["learning_rate"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("named", "blocks"), [(("--exclude", "value"), [1]), (("--layers", "lower:1"), "lower:1"), (("--targets", "query"), None)]
+)
+def test_layers_named_take_the_place_of_those_recommended(
+    model: Path, data: Path, tmp_path: Path, named: tuple[str, str], blocks: Any
+) -> None:
+    assert main(command(model, data, tmp_path / "a", "--max-steps", "2", *named)) == 0
+    saved = json.loads((tmp_path / "a" / "paring-tune.json").read_text())
+    assert (saved["rank"], saved["layers"]) == (4, blocks)
 
 
 def test_an_image_classifier(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

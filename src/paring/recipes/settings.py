@@ -31,7 +31,7 @@ class TuneSettings:
         max_length: tokens a text is cut to; None: what the model takes, 512 at most.
         new_head: replace a classification head that the model brings.
         rank, modes, move_steps, position, max_position, stride, order, targets, exclude, bias, train_also, layer_window,
-            layers: of ``SliceConfig``; rank None: the recommended slices for the model.
+            layers: of ``SliceConfig``; rank None: the recommended slices for the model, in all blocks where targets is given.
         learning_rate: the highest; None: recommended.
         epochs, max_steps: how long; ``max_steps`` wins where both are given.
         batch_size, accumulation_steps: rows in a batch; batches in an optimizer step.

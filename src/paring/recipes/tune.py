@@ -243,13 +243,13 @@ def _slices(settings: TuneSettings, model: Any, num_steps: int) -> tuple[SliceCo
 
 
 def _narrowed(settings: TuneSettings, config: SliceConfig) -> SliceConfig:
-    """The recommended slices, in the layers that the user named."""
+    """The recommended slices, in the layers that the user named; in all blocks, if these were named by ``targets``."""
     return replace(
         config,
         targets=settings.targets,
         exclude=() if settings.targets else (*config.exclude, *settings.exclude),
         train_also=settings.train_also,
-        layers=settings.layers,
+        layers=settings.layers or (None if settings.targets else config.layers),
         seed=settings.seed,
     )
 

@@ -96,13 +96,14 @@ class SliceConfig:
 
     @staticmethod
     def recommended(model: Any, num_steps: int) -> "Recommended":
-        """Slices and a learning rate for ``model`` that need no tuning: static column slices in every layer.
+        """Slices and a learning rate for ``model`` that need no tuning: static column slices.
 
-        What did well on the tasks of ``benchmarks/tune_quality.py``, with the rank scaled to the model's width and layers of
-        few inputs left out.
+        What did well on the tasks of ``benchmarks/tune_quality.py``: in the upper half of a text model's blocks, of rank up to
+        32; in all blocks of any other model, of rank up to 16. At most as many entries as LoRA of rank 8 has in every layer;
+        layers of few inputs are left out.
 
         Args:
-            model: as for ``paring.sliced``.
+            model: as for ``paring.sliced``; pretrained, since a random lower half must be trained too.
             num_steps: optimizer steps of the run.
 
         Returns:
