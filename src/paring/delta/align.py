@@ -21,9 +21,13 @@ def align(wanted: Iterable[str], there: Collection[str]) -> dict[str, str]:
     for prefix in sorted({n.split(".", 1)[0] + "." for n in present if "." in n}):
         longer = {n: prefix + n for n in names if prefix + n in present}
         best = longer if len(longer) > len(best) else best
-    for prefix in sorted({n.split(".", 1)[0] + "." for n in names if "." in n}):
-        shorter = {n: n.removeprefix(prefix) for n in names if n.startswith(prefix) and n.removeprefix(prefix) in present}
-        best = shorter if len(shorter) > len(best) else best
+    prefixed: dict[str, dict[str, str]] = {}
+    for n in names:  # in one pass: a file may have as many prefixes as names
+        prefix, dot, rest = n.partition(".")
+        if dot and rest in present:
+            prefixed.setdefault(prefix + dot, {})[n] = rest
+    for prefix in sorted(prefixed):
+        best = prefixed[prefix] if len(prefixed[prefix]) > len(best) else best
     return best
 
 

@@ -4,7 +4,7 @@ Everything is checked before anything is written: that the model is the base (na
 its tensors can take every change. Should a write fail all the same, what was written is taken back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -15,7 +15,7 @@ from paring.delta.align import located
 from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.claims import refuse_claimed
 from paring.delta.errors import DeltaError
-from paring.delta.places import Places
+from paring.delta.places import Places, same_places
 from paring.delta.sources import MemorySource
 from paring.delta.taskvector import TaskVector
 
@@ -69,11 +69,20 @@ def apply(vector: TaskVector, model: nn.Module) -> Applied:
     found = vector.base.check(source)
     tensors = {name: room(vector, source, found, name) for name in vector.changes}
     written: list[Written] = []
+    by_memory: dict[tuple[int, ...], Written] = {}
     try:
         for name, change in vector.load_all():
-            before = change.places.gather(tensors[name])
+            first = by_memory.get(_memory(tensors[name]))  # tied here, and two tensors where the delta was made
+            if first is not None and not same_places(change.places, first.places):
+                raise DeltaError(_one(first.name, name))
+            before = change.places.gather(tensors[name]) if first is None else first.before
             after = change.after(before, f"'{name}'")
-            written.append(Written(tensors[name], name, change.places, before, tensor_hash([after])))
+            made = Written(tensors[name], name, change.places, before, tensor_hash([after]))
+            if first is not None:
+                if made.after_hash != first.after_hash:
+                    raise DeltaError(_one(first.name, name))
+                continue
+            written.append(by_memory.setdefault(_memory(tensors[name]), made))
             change.places.scatter_(tensors[name], after)
     except BaseException:
         _restore(written)
@@ -93,10 +102,12 @@ def take_back(vector: TaskVector, model: nn.Module) -> None:
     found = vector.base.places_in(source)
     tensors = {name: room(vector, source, found, name) for name in vector.changes}
     written: list[Written] = []
+    seen: set[tuple[int, ...]] = set()
     try:
         for name, change in vector.load_all():
-            if change.kind == "new" and change.before is None:
+            if (change.kind == "new" and change.before is None) or _memory(tensors[name]) in seen:
                 continue
+            seen.add(_memory(tensors[name]))
             after = change.places.gather(tensors[name])
             before = change.before() if change.kind == "new" and change.before is not None else change.back(after)
             written.append(Written(tensors[name], name, change.places, after, ""))
@@ -126,6 +137,14 @@ def room(vector: TaskVector, source: MemorySource, found: dict[str, str], name: 
     return tensor
 
 
-def _restore(written: Iterable[Written]) -> None:
-    for w in written:
+def _memory(tensor: Tensor) -> tuple[int, ...]:
+    return (tensor.data_ptr(), *tensor.shape, -1, *tensor.stride())
+
+
+def _one(first: str, second: str) -> str:
+    return f"'{first}' and '{second}' are one tensor in this model, and the delta changes them differently; untie them first"
+
+
+def _restore(written: Sequence[Written]) -> None:
+    for w in reversed(written):  # of what was written twice, the first knows what stood there
         w.places.scatter_(w.tensor, w.before)

@@ -76,10 +76,11 @@ class Base:
         """
         there, tied = source.names(), source.tied()
         found = align(self.tensors, {*there, *tied})
-        for alias, name in self.tied.items():  # tied here, but stored under its other name there
-            if name not in found:
-                other = align([*self.tensors, alias], {*there, *tied}).get(alias)
-                found |= {name: other} if other else {}
+        if not found.keys() >= set(self.tied.values()):  # tied here, but stored under its other name there
+            every = align([*self.tensors, *self.tied], {*there, *tied})
+            for alias, name in self.tied.items():
+                if name not in found and alias in every:
+                    found[name] = every[alias]
         for name, facts in self.tensors.items():
             if name not in found:
                 raise DeltaError(f"{source.called} is not the base of this delta: it has no tensor '{name}'; {_WITHOUT}")

@@ -2,7 +2,8 @@
 
     exact   d, an integer per entry: bits(after) - bits(before) modulo 2**w, w the width of the tensor's type. Applying and
             taking back are both bitwise, and need nothing but d; as a number it only makes sense beside the base.
-    real    tau, a number per entry: after = before + tau, in fp32 (fp64 for fp64 tensors), rounded to the tensor's type.
+    real    tau, a number per entry: after = before + tau, in fp32 (fp64 for fp64 tensors), rounded to the tensor's type (to an
+            integer one towards zero).
     new     the entries of a tensor that the base does not have (a task's head), as they are.
 
 Differences of fine-tunes are small, so those of the bit patterns are small integers too (``codec/bits.py`` orders them);
@@ -59,8 +60,9 @@ class Change:
             return exact_sum(before, values)
         if self.kind == "new":
             return values
-        after = (before.to(wide(self.dtype)) + values).to(self.dtype)
-        if not bool(after.isfinite().all()) and bool((before.isfinite() & ~after.isfinite()).any()):
+        total = before.to(wide(self.dtype)) + values
+        after = total.to(self.dtype)
+        if _leaves_range(before, total, after):
             raise DeltaError(f"{where}: the change leads out of the range of {self.dtype}; scale it down")
         return after
 
@@ -96,6 +98,18 @@ class Change:
         out = torch.zeros(self.shape, dtype=wide(self.dtype))
         self.places.scatter_(out, self.difference(where))
         return out
+
+
+def _leaves_range(before: Tensor, total: Tensor, after: Tensor) -> bool:
+    """Whether an entry that was finite is no longer, or one does not fit the integers of its type."""
+    if after.dtype == torch.bool:
+        return bool(((total <= -1) | (total >= 2)).any())
+    if not after.dtype.is_floating_point:
+        limits = torch.iinfo(after.dtype)
+        return not bool(((total > float(limits.min) - 1) & (total < float(limits.max) + 1)).all())
+    if after.itemsize == 1:  # float8, of which torch cannot tell
+        before, after = before.to(total.dtype), after.to(total.dtype)
+    return not bool(after.isfinite().all()) and bool((before.isfinite() & ~after.isfinite()).any())
 
 
 def exact_change(before: Tensor, after: Tensor, places: Places, shape: torch.Size) -> Change:

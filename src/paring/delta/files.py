@@ -6,6 +6,7 @@ trusted; a tensor is read and decoded when it is needed, after its hash was chec
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections import deque
@@ -21,19 +22,22 @@ from torch import Tensor
 
 from paring.delta.align import located
 from paring.delta.change import Change, unchanged
+from paring.delta.checkpoint.find import inside
 from paring.delta.checkpoint.header import make_header
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
+from paring.delta.checkpoint.strict import parsed
 from paring.delta.checkpoint.tensorinfo import TensorInfo
 from paring.delta.encode import Encoded, decode, encode
 from paring.delta.errors import DeltaError
-from paring.delta.manifest import KEY, Entry, Manifest, dump, parse, stored_name
+from paring.delta.manifest import KEY, Entry, Manifest, changed_twice, dump, is_plain, parse, stored_name
 from paring.delta.sources import BaseLike, as_source
 from paring.delta.taskvector import Lazy, TaskVector
 from paring.files import replacing, replacing_folder
 
 INDEX = "delta.safetensors.index.json"
 _IN_MEMORY, _WORKERS = 64 << 20, 2
-_INDEX_FORMAT = 1
+_INDEX_FORMAT, _MOST_INDEX_BYTES = 1, 1 << 20
+_SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 
 
 def save_delta(
@@ -65,9 +69,7 @@ def save_delta(
             and ``overwrite`` is False. Nothing is written then.
     """
     path = Path(path)
-    facts = {**vector.facts, **(facts or {})}
-    _plain(facts)
-    head = Manifest(vector.base, {}, vector.removed, facts)
+    head = Manifest(vector.base, {}, vector.removed, _plain({**vector.facts, **(facts or {})}))
     if shard_bytes is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _Spool(path.parent) as spool:
@@ -112,16 +114,23 @@ def open_files(path: str | Path) -> list[tuple[Checkpoint, Manifest]]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no delta file {path}")
-    opened = [_open(shard) for shard in shards_of(path)]
+    shards, total = _shards(path)
+    opened = [_open(shard) for shard in shards]
     first = opened[0][1]
+    if total not in (None, first.base.total):
+        raise DeltaError(f"{opened[0][0].files[0]} is of another delta than {path / INDEX}: their bases differ")
     seen: set[str] = set()
     for checkpoint, manifest in opened:
-        if (manifest.base, manifest.removed) != (first.base, first.removed):
-            raise DeltaError(f"{checkpoint.files[0]} is of another delta than {opened[0][0].files[0]}: their bases differ")
+        for what in ("base", "removed", "facts"):
+            if getattr(manifest, what) != getattr(first, what):
+                files = checkpoint.files[0], opened[0][0].files[0]
+                raise DeltaError(f"{files[0]} is of another delta than {files[1]}: they differ in '{what}'")
         twice = seen & manifest.entries.keys()
         if twice:
             raise DeltaError(f"{checkpoint.files[0]}: '{min(twice)}' is in another file of this delta, too")
         seen |= manifest.entries.keys()
+    if name := changed_twice(seen):
+        raise DeltaError(f"{path} is damaged: its files change '{name}' as a whole and in part")
     return opened
 
 
@@ -151,23 +160,34 @@ def shards_of(path: Path) -> list[Path]:
     Raises:
         DeltaError: a folder without an index, an index that is none or names what is not a file in its folder.
     """
+    return _shards(path)[0]
+
+
+def _shards(path: Path) -> tuple[list[Path], str | None]:
+    """The files, and the hash of the base that an index states."""
     if not path.is_dir():
-        return [path]
+        if path.name.endswith(".json"):
+            raise DeltaError(f"{path} is an index, expected a delta file or the folder that it is in")
+        return [path], None
     index = path / INDEX
     if not index.is_file():
         raise DeltaError(f"{path} is no delta: a folder without {INDEX}")
-    try:
-        content = json.loads(index.read_bytes()[: 1 << 20])
-        shards = content["shards"]
-        good = content["format"] == _INDEX_FORMAT and isinstance(shards, list) and 0 < len(shards) == len(set(shards))
-    except (ValueError, KeyError, TypeError, RecursionError):
-        good, shards = False, []
-    if not good or not all(isinstance(s, str) and s == Path(s).name and s not in ("", ".", "..") for s in shards):
+    if (size := index.stat().st_size) > _MOST_INDEX_BYTES:
+        raise DeltaError(f"{index} is {size:,} bytes, expected at most {_MOST_INDEX_BYTES:,}; it is no index of a delta")
+    content = parsed(str(index), index.read_bytes())
+    shards: Any = content.get("shards")
+    number, total = content.get("format"), content.get("base")
+    good = type(number) is int and number == _INDEX_FORMAT and isinstance(total, str)
+    good = good and isinstance(shards, list) and all(isinstance(s, str) and _SHARD.fullmatch(s) for s in shards)
+    if not good or not 0 < len(shards) == len(set(shards)):
         raise DeltaError(f"{index} is damaged: expected format {_INDEX_FORMAT} and a list of file names in its folder")
-    missing = [s for s in shards if not (path / s).is_file()]
+    missing: list[str] = [s for s in shards if not (path / s).is_file()]
     if missing:
         raise DeltaError(f"{path} lacks {', '.join(missing)}, which its index names; fetch the whole folder")
-    return [path / s for s in shards]
+    for shard in shards:
+        if not inside(path, path / shard):
+            raise DeltaError(f"{path / shard} is a link to a file outside its folder; put the file there")
+    return [path / s for s in shards], total
 
 
 def _open(path: Path) -> tuple[Checkpoint, Manifest]:
@@ -256,8 +276,13 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def _plain(facts: Mapping[str, Any]) -> None:
+def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts as they come out of JSON."""
+    expected = "expected texts, finite numbers, booleans, lists and dictionaries of these, at most 64 deep"
     try:
-        json.dumps(facts, allow_nan=False)
+        plain = json.loads(json.dumps(facts, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise DeltaError(f"facts: {error}; expected texts, finite numbers, booleans, lists and dictionaries of these") from None
+        raise DeltaError(f"facts: {error}; {expected}") from None
+    if not is_plain(plain):
+        raise DeltaError(f"facts: a text is no valid Unicode, or they are nested too deeply; {expected}")
+    return dict(plain)

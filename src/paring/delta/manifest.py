@@ -6,7 +6,8 @@ allocated: what it returns is consistent in itself, and bounds all that is decod
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,14 +17,21 @@ import paring
 from paring.delta.base import Base, TensorFacts, dtype_name
 from paring.delta.blocks import Rect
 from paring.delta.change import Kind
-from paring.delta.codec.positions import CODINGS
+from paring.delta.checkpoint.strict import parsed
+from paring.delta.checkpoint.tensorinfo import DTYPES
+from paring.delta.codec.positions import CODINGS, MOST_ENTRIES
 from paring.delta.codec.values import KINDS
 from paring.delta.errors import DeltaError
+from paring.delta.names import split_part
 from paring.delta.places import Blocks
 
 KEY, FORMAT = "paring.delta", 1
-_MOST_ENTRIES = 1 << 48  # of one tensor: positions and byte counts then fit 64 bits with room
 _PARTS = ("values", "places", "scales")
+_DTYPES = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
+_NO_NUMBERS = ("complex64", "float4_e2m1fn_x2", "float8_e8m0fnu")  # exact differences alone
+_MOST_DIMENSIONS, _MOST_NESTING, _LONGEST = 16, 64, 1024
+_NO_TEXT = "\x00-\x1f\x7f-\x9f\ud800-\udfff"  # control characters and lone surrogates
+_TEXT = re.compile(f"[^{_NO_TEXT}]{{0,{_LONGEST}}}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,11 @@ def stored_name(name: str, part: str) -> str:
 
 
 def dump(manifest: Manifest) -> str:
+    """The manifest as text.
+
+    Raises:
+        DeltaError: ``parse`` would refuse it; so no file is written that cannot be read.
+    """
     base = manifest.base
     entries = {}
     for name, e in manifest.entries.items():
@@ -83,7 +96,7 @@ def dump(manifest: Manifest) -> str:
             entry |= {"dtype": dtype_name(e.dtype), "shape": list(e.shape)}
         if e.rects:
             entry["rects"] = [list(r.bounds) for r in e.rects]
-        if e.places not in ("dense", "blocks"):
+        if e.places in CODINGS:
             entry["count"] = e.count
         if e.group:
             entry["group"] = e.group
@@ -93,7 +106,7 @@ def dump(manifest: Manifest) -> str:
         "tool": manifest.tool,
         "base": {
             "total": base.total,
-            "origin": base.origin,
+            "origin": re.sub(f"[{_NO_TEXT}]", "\ufffd", base.origin)[:_LONGEST],  # a folder may have any name
             "tensors": {n: [f.dtype, list(f.shape), f.hash] for n, f in base.tensors.items()},
             "tied": dict(base.tied),
         },
@@ -101,7 +114,9 @@ def dump(manifest: Manifest) -> str:
         "removed": list(manifest.removed),
         "facts": dict(manifest.facts),
     }
-    return json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    parse(text, "the new delta")
+    return text
 
 
 def parse(text: str | None, where: str) -> Manifest:
@@ -112,26 +127,44 @@ def parse(text: str | None, where: str) -> Manifest:
     """
     if text is None:
         raise DeltaError(f"{where} is no delta: its metadata has no manifest of paring's; make one with `paring diff`")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DeltaError(f"{where} is damaged: its manifest is no JSON ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        number = content.get("format") if isinstance(content, dict) else None
+    content = parsed(f"{where}: the manifest", text.encode("utf-8", "surrogatepass"))
+    number = content.get("format")
+    if type(number) is not int or number != FORMAT:
         raise DeltaError(f"{where} has delta format {number!r:.50}; this version reads format {FORMAT}: update paring")
     try:
-        base = _base(content["base"], where)
+        base = _base(content["base"])
         if content["base"]["total"] != base.total:
             raise DeltaError(f"{where} is damaged: the hash of its base's table is not the one it states")
         tensors, removed, facts, tool = (content[k] for k in ("tensors", "removed", "facts", "tool"))
-        _expect(isinstance(tensors, dict) and isinstance(facts, dict) and isinstance(tool, str), "the top level")
-        _expect(isinstance(removed, list) and all(isinstance(n, str) for n in removed), "'removed'")
+        _expect(isinstance(tensors, dict) and isinstance(facts, dict) and _is_text(tool), "the top level")
+        _expect_only(content, {"format", "tool", "base", "tensors", "removed", "facts"}, "the top level")
+        _expect(isinstance(removed, list) and all(map(_is_name, removed)) and len(removed) == len(set(removed)), "'removed'")
+        _expect(is_plain(facts), "'facts'")
         entries = {name: _entry(name, value, base) for name, value in tensors.items()}
+        if twice := changed_twice(entries):
+            raise _WrongError(f"'{twice}' is changed as a whole and in part")
     except KeyError as error:
         raise DeltaError(f"{where} is damaged: its manifest lacks {error}") from None
-    except (TypeError, _WrongError) as error:
+    except _WrongError as error:
         raise DeltaError(f"{where} is damaged: in its manifest, {error}") from None
     return Manifest(base, entries, tuple(removed), facts, tool)
+
+
+def changed_twice(names: Iterable[str]) -> str | None:
+    """The first tensor that is named both whole and in part (``x`` and ``x[0]``), if any."""
+    every = set(names)
+    return min((whole for whole, index in map(split_part, every) if index >= 0 and whole in every), default=None)
+
+
+def is_plain(value: Any, nesting: int = _MOST_NESTING) -> bool:
+    """Whether a value of ``facts`` is as every JSON reader has it: finite numbers, valid Unicode, not too deeply nested."""
+    if isinstance(value, str):
+        return not any("\ud800" <= c <= "\udfff" for c in value)
+    if isinstance(value, dict):
+        return nesting > 0 and all(is_plain(k) and is_plain(v, nesting - 1) for k, v in value.items())
+    if isinstance(value, list):
+        return nesting > 0 and all(is_plain(v, nesting - 1) for v in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 class _WrongError(Exception):
@@ -143,38 +176,40 @@ def _expect(holds: bool, what: str) -> None:
         raise _WrongError(f"{what} is not as the format has it")
 
 
-def _base(value: Any, where: str) -> Base:
+def _expect_only(value: dict[str, Any], known: set[str], what: str) -> None:
+    """No field that may mean something we do not know of."""
+    if more := value.keys() - known:
+        raise _WrongError(f"{what} has the field {min(more)!r:.50}, which format {FORMAT} has not")
+
+
+def _base(value: Any) -> Base:
     _expect(isinstance(value, dict) and isinstance(value["tensors"], dict) and isinstance(value["tied"], dict), "'base'")
-    _expect(isinstance(value["origin"], str), "'base'")
+    _expect(_is_text(value["origin"]) and _is_hash(value["total"]), "'base'")
+    _expect_only(value, {"total", "origin", "tensors", "tied"}, "'base'")
     tensors = {}
     for name, facts in value["tensors"].items():
-        _expect(
-            isinstance(facts, list) and len(facts) == 3 and isinstance(facts[0], str) and _is_hash(facts[2]), f"base '{name}'"
-        )
-        tensors[name] = TensorFacts(facts[0], tuple(_shape(facts[1], f"base '{name}'")), facts[2])
-    _expect(all(isinstance(n, str) and n in tensors for n in value["tied"].values()), "'tied'")
-    return Base(tensors, dict(value["tied"]), value["origin"])
+        what = f"base '{name:.200}'"
+        _expect(_is_name(name) and isinstance(facts, list) and len(facts) == 3, what)
+        dtype, shape, digest = facts
+        _expect(_is_name(dtype) and _is_hash(digest), what)
+        tensors[name] = TensorFacts(dtype, tuple(_shape(shape, what)), digest)
+    tied = value["tied"]
+    _expect(all(_is_name(alias) and isinstance(n, str) and n in tensors for alias, n in tied.items()), "'tied'")
+    return Base(tensors, tied, value["origin"])
 
 
 def _entry(name: str, value: Any, base: Base) -> Entry:
-    what = f"'{name}'"
-    _expect(isinstance(value, dict), what)
-    kind, places, values, group = value["kind"], value["places"], value["values"], value.get("group", 0)
+    what = f"'{name:.200}'"
+    _expect(_is_name(name) and isinstance(value, dict), what)
+    kind, places, values = value["kind"], value["places"], value["values"]
     _expect(kind in ("exact", "real", "new") and isinstance(places, str) and isinstance(values, str), what)
-    _expect(_is_count(group), what)
-    if kind == "new":
-        _expect(isinstance(value["dtype"], str), what)
-        facts = TensorFacts(value["dtype"], tuple(_shape(value["shape"], what)), "")
-    else:
-        try:
-            facts = base.facts(name)
-        except KeyError:
-            raise _WrongError(f"{what} is no tensor of its base") from None
-    dtype, shape = facts.torch_dtype, torch.Size(facts.shape)
-    rects = tuple(_rect(r, what) for r in value["rects"]) if places == "blocks" else ()
-    _expect(places != "blocks" or bool(rects), what)
+    facts = _facts(name, value, base, what)
+    if facts.dtype not in _DTYPES:
+        raise _WrongError(f"{what}: {facts.dtype!r:.50} is no tensor type of a delta; expected one of {', '.join(_DTYPES)}")
+    dtype, shape = _DTYPES[facts.dtype], torch.Size(facts.shape)
+    rects: tuple[Rect, ...] = ()
     if places == "blocks":
-        Blocks(rects).check(shape, what)
+        rects = _rects(value["rects"], shape, what)
         count = Blocks(rects).count
     elif places == "dense":
         count = shape.numel()
@@ -184,15 +219,49 @@ def _entry(name: str, value: Any, base: Base) -> Entry:
         _expect(_is_count(count) and count <= shape.numel(), f"the count of {what}")
     expected = {"new": "plain", "exact": f"bits{8 * dtype.itemsize}"}.get(kind)
     _expect(values == expected if expected else values in KINDS and not values.startswith("bits"), f"the value type of {what}")
+    _expect(kind != "real" or facts.dtype not in _NO_NUMBERS, f"a difference in numbers of {what}, {facts.dtype},")
     _expect(kind != "new" or places == "dense", what)
+    scaled = values in KINDS and KINDS[values].scaled
+    group = value.get("group", 0)
+    _expect(_is_count(group) and (group > 0 or "group" not in value) and (scaled or not group), f"the group of {what}")
     entry = Entry(kind, dtype, shape, places, count, values, group, rects, _parts(value["parts"], what))
-    wanted = (
-        {"values"}
-        | ({"places"} if places in CODINGS else set())
-        | ({"scales"} if values in KINDS and KINDS[values].scaled else set())
-    )
+    wanted = {"values"} | ({"places"} if places in CODINGS else set()) | ({"scales"} if scaled else set())
     _expect(set(entry.parts) == wanted, f"the parts of {what}")
+    plain = [p for name, p in entry.parts.items() if name == "scales" or kind == "new"]
+    _expect(all(p.compression == "none" for p in plain), f"the compression of {what}")
+    fields = {"kind", "places", "values", "parts"} | ({"dtype", "shape"} if kind == "new" else set())
+    fields |= {"group"} if scaled else set()
+    _expect_only(value, fields | ({"rects"} if rects else {"count"} if places in CODINGS else set()), what)
     return entry
+
+
+def _facts(name: str, value: Any, base: Base, what: str) -> TensorFacts:
+    """Type and shape of a changed tensor, or part of one; of a new one as it says itself."""
+    whole, index = split_part(name)
+    try:
+        there = base.facts(name)
+    except KeyError:
+        there = None
+    part = index >= 0 and name not in base.tensors and whole in base.tensors
+    if value["kind"] == "new":
+        _expect(not part and isinstance(value["dtype"], str), what)
+        return TensorFacts(value["dtype"], tuple(_shape(value["shape"], what)), "")
+    if there is None:
+        raise _WrongError(f"{what} is no tensor of its base")
+    _expect(not part or name == f"{whole}[{index}]", f"the number of {what}")  # x[01] would be x[1] once more
+    return there
+
+
+def _rects(value: Any, shape: torch.Size, what: str) -> tuple[Rect, ...]:
+    _expect(isinstance(value, list) and len(value) > 0, f"a block of {what}")
+    for bounds in value:
+        _expect(isinstance(bounds, list) and len(bounds) == 4 and all(map(_is_count, bounds)), f"a block of {what}")
+    rects = tuple(Rect(*bounds) for bounds in value)
+    try:
+        Blocks(rects).check(shape, what)
+    except DeltaError as error:
+        raise _WrongError(str(error)) from None
+    return rects
 
 
 def _parts(value: Any, what: str) -> dict[str, Part]:
@@ -206,19 +275,23 @@ def _parts(value: Any, what: str) -> dict[str, Part]:
     return parts
 
 
-def _rect(value: Any, what: str) -> Rect:
-    _expect(isinstance(value, list) and len(value) == 4 and all(_is_count(n) for n in value), f"a block of {what}")
-    return Rect(*value)
-
-
 def _shape(value: Any, what: str) -> list[int]:
-    _expect(isinstance(value, list) and len(value) <= 16 and all(_is_count(n) for n in value), f"the shape of {what}")
-    _expect(math.prod(n for n in value) <= _MOST_ENTRIES, f"the shape of {what}")
+    what = f"the shape of {what}"
+    _expect(isinstance(value, list) and len(value) <= _MOST_DIMENSIONS and all(map(_is_count, value)), what)
+    _expect(math.prod(max(n, 1) for n in value) <= MOST_ENTRIES, what)  # its strides, too, beside a dimension of 0
     return value
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MOST_ENTRIES
+    return type(value) is int and 0 <= value <= MOST_ENTRIES
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and _TEXT.fullmatch(value) is not None
+
+
+def _is_name(value: Any) -> bool:
+    return _is_text(value) and value != ""
 
 
 def _is_hash(value: Any) -> bool:

@@ -78,11 +78,13 @@ class Scattered:
         return self.positions.numel()
 
     def gather(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().reshape(-1)[self.positions.to(tensor.device)]
+        found = _indexable(tensor.detach()).reshape(-1)[self.positions.to(tensor.device)]
+        return found.view(tensor.dtype)
 
     def scatter_(self, tensor: Tensor, values: Tensor) -> None:
         positions = self.positions.to(tensor.device, torch.int64)
-        values = values.to(tensor.device, tensor.dtype)
+        values = _indexable(values.to(tensor.device, tensor.dtype))
+        tensor = _indexable(tensor.detach())
         with torch.no_grad():
             if tensor.is_contiguous():
                 tensor.view(-1).index_copy_(0, positions, values)
@@ -99,6 +101,16 @@ class Scattered:
 
 
 Places = Everywhere | Blocks | Scattered
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INDEXABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def _indexable(tensor: Tensor) -> Tensor:
+    """The same memory as integers where torch cannot index the type (float8, float4, uint16 and wider)."""
+    if tensor.dtype in _INDEXABLE or tensor.itemsize not in _INTEGERS:
+        return tensor
+    return tensor.view(_INTEGERS[tensor.itemsize])
 
 
 def same_places(a: Places, b: Places) -> bool:
