@@ -16,6 +16,7 @@ magnitudes of all tensors compete, and one factor restores the norm of all; with
 
 import math
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -48,7 +49,7 @@ def check_keep(keep: float, scope: str = "global") -> None:
 
 def num_kept(keep: float, n: int) -> int:
     """ceil(keep * n), with keep as the decimal number that was written: 0.1 of 10 is 1."""
-    return min(n, math.ceil(round(keep * n, 6)))
+    return min(n, math.ceil(Fraction(repr(float(keep))) * n))
 
 
 def magnitude(tau: Tensor, keep: float) -> Kept:
