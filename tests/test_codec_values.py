@@ -128,6 +128,13 @@ def test_scales_at_the_ends_of_their_range(kind: str) -> None:
     assert torch.equal(there_and_back(torch.zeros(9), kind, 4).abs(), torch.zeros(9))
 
 
+def test_values_below_the_smallest_scale_become_zero() -> None:
+    for kind in ("int8", "int4"):
+        e = encode_values(torch.tensor([1e-45, -1e-45, 1.0, -1.0]), kind, 2)
+        assert e.scales is not None and e.scales[0] == 0
+        assert decoded(e, kind, 4, 2)[:2].tolist() == [0, 0] and not e.stored[: KINDS[kind].bits // 4].any()
+
+
 def test_equal_input_gives_equal_bytes_whatever_its_layout() -> None:
     values = torch.randn(5_000)
     for kind in FLOATS + SCALED:

@@ -137,7 +137,7 @@ def _errors(values: Tensor, top: Tensor, kind: str, group: int) -> Tensor:
 
 
 def _narrowed(scales: Tensor, kind: str) -> Tensor:
-    return scales.clamp(max=_FLOAT_MAX / LARGEST[kind]).to(torch.bfloat16).clamp(max=_largest_scale(kind))
+    return scales.to(torch.bfloat16).clamp(max=_largest_scale(kind))
 
 
 def _largest_scale(kind: str) -> float:
