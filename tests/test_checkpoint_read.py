@@ -336,7 +336,7 @@ def test_torch_shards_with_an_index(tmp_path: Path) -> None:
 
 
 def test_tied_and_strided_tensors(tmp_path: Path) -> None:
-    base = torch.randn(6, 4)
+    base = torch.randn(4, 4)
     made = {
         "z": base,
         "a": base,
@@ -355,7 +355,8 @@ def test_tied_and_strided_tensors(tmp_path: Path) -> None:
                 pieces = list(checkpoint.pieces(name, size))
                 assert all(p.numel() <= max(1, size // 4) for p in pieces)
                 assert torch.equal(torch.cat([torch.empty(0), *pieces]), tensor.reshape(-1))
-        assert not checkpoint.tensor("imag").is_conj() and len(list(checkpoint.pieces("imag", 8))) == 3
+        pieces = list(checkpoint.pieces("imag", 8))
+        assert len(pieces) == 3 and not any(p.is_conj() for p in [*pieces, checkpoint.tensor("imag")])
 
 
 class Code:
