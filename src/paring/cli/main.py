@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from paring import __version__
-from paring.cli import bank, deltas, demo, tune
+from paring.cli import bank, deltas, demo, neighbours, tune
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_parser(jobs)
     tune.add_parser(jobs)
     deltas.add_parsers(jobs)
+    neighbours.add_parsers(jobs)
     bank.add_parser(jobs)
     return top
 

@@ -1,0 +1,1 @@
+"""Deltas from and for other programs' formats: PEFT's LoRA adapters."""

@@ -1,0 +1,23 @@
+"""The nearest matrix of a rank, beside a whole singular value decomposition."""
+
+import pytest
+import torch
+
+from paring.neighbours.lowrank import nearest
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (40, 7), (7, 40), (90, 80), (80, 90)])
+@pytest.mark.parametrize("rank", [1, 3, 200])
+def test_nearest_matrix(shape: tuple[int, int], rank: int) -> None:
+    """Of full rank, of rank 2 (found by its span alone), with columns of zeros, and zero."""
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(shape, generator=generator)
+    thin = torch.randn(shape[0], 2, generator=generator) @ torch.randn(2, shape[1], generator=generator)
+    holes = full * (torch.arange(shape[1]) % 3 == 0)
+    for matrix in (full, thin, holes, torch.zeros(shape)):
+        U, S, V = torch.linalg.svd(matrix.double(), full_matrices=False)
+        found = nearest(matrix, rank)
+        good = (U[:, :rank] * S[:rank]) @ V[:rank]
+        torch.testing.assert_close((found.B @ found.A).double(), good, rtol=1e-4, atol=2e-5)
+        assert found.B.shape[1] == found.A.shape[0] <= min(rank, *shape)
+        assert found.lost == pytest.approx(float(S[rank:].square().sum() / S.square().sum().clamp(min=1e-30)), abs=1e-9)
