@@ -107,8 +107,8 @@ def _leaves_range(before: Tensor, total: Tensor, after: Tensor) -> bool:
     if not after.dtype.is_floating_point:
         limits = torch.iinfo(after.dtype)
         return not bool(((total > float(limits.min) - 1) & (total < float(limits.max) + 1)).all())
-    if after.itemsize == 1:  # float8, of which torch cannot tell
-        before, after = before.to(total.dtype), after.to(total.dtype)
+    if after.itemsize == 1:  # float8, which saturates, and of which torch cannot tell whether it is finite
+        before, after = before.to(total.dtype), torch.where(total.abs() > torch.finfo(after.dtype).max, torch.inf, total)
     return not bool(after.isfinite().all()) and bool((before.isfinite() & ~after.isfinite()).any())
 
 
