@@ -10,8 +10,10 @@ The content is at most 1,024 times the stored bytes, plus 65,536: a frame may un
 claim much memory. A writer whose frame would unfold further (long runs of one byte) ends a block every 2,048 bytes; a block
 takes 4 bytes at least. What claims to unfold further is refused before memory is taken.
 
-Level 1 is not only the fastest: on what the codecs beside this one make of differences, bytes with few repeats but a skewed
-distribution, higher levels find chance matches that cost more than the plain Huffman code.
+What the codecs beside this one make of differences are bytes with few repeats but a skewed distribution, in which repeats are
+mostly chance, and cost more than the plain Huffman code saves them. So the writer looks for them in a table of 64 entries only,
+the least there is: runs and short periods are found all the same, and against level 1 the exact differences of a bf16 fine-tune
+take 3 % less, in 0.4 of the time. Higher levels take more than level 1.
 """
 
 import itertools
@@ -33,6 +35,8 @@ _MAGIC = b"\x28\xb5\x2f\xfd"  # of a frame; a skippable frame, or one of an olde
 _MOST_HEADER = 18
 _SHORT_BLOCK = 2048
 _PIECE = 1 << 23
+_FEW_REPEATS = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6, "chain_log": 6, "search_log": 1}
+_WINDOW_LOG = 17
 
 
 def most_bytes(stored_bytes: int) -> int:
@@ -90,7 +94,10 @@ def unpack(stored: Buffer, compression: str, raw_bytes: int, where: str) -> Byte
 
 
 def _frame(plain: Bytes, cuts: Iterable[int]) -> bytearray:
-    compressor = zstandard.ZstdCompressor(level=1, write_content_size=True, write_checksum=False).compressobj(size=plain.size)
+    parameters = zstandard.ZstdCompressionParameters(
+        window_log=_WINDOW_LOG, write_content_size=True, write_checksum=False, **_FEW_REPEATS
+    )
+    compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=plain.size)
     frame = bytearray()  # unlike bytes, an array over it can be written, as torch wants
     for start, stop in itertools.pairwise([0, *cuts, plain.size]):
         for piece in range(start, stop, _PIECE):
