@@ -128,6 +128,17 @@ def test_scales_at_the_ends_of_their_range(kind: str) -> None:
     assert torch.equal(there_and_back(torch.zeros(9), kind, 4).abs(), torch.zeros(9))
 
 
+@pytest.mark.parametrize("kind", SCALED)
+def test_groups_of_more_than_a_chunk_have_scales_of_their_own(kind: str) -> None:
+    size, group = 2 * 2**20 + 40, 2**20 + 7
+    values = torch.randn(size)
+    values[group:] *= -100
+    e = encode_values(values, kind, group)
+    assert e.scales is not None and 50 < float(e.scales[1] / e.scales[0]) < 200
+    parts = [there_and_back(part, kind) for part in values.split(group)]
+    assert torch.equal(decoded(e, kind, size, group), torch.cat(parts))
+
+
 def test_values_below_the_smallest_scale_become_zero() -> None:
     for kind in ("int8", "int4"):
         e = encode_values(torch.tensor([1e-45, -1e-45, 1.0, -1.0]), kind, 2)
