@@ -141,11 +141,12 @@ def test_inspect_shows_layers_and_verifies(folders: tuple[Path, Path], capsys: p
     delta = base.parent / "d.delta.safetensors"
     assert main(["diff", str(base), str(tuned), str(delta)]) == 0
     capsys.readouterr()
-    assert main(["inspect", str(delta), "--verify"]) == 0
+    assert main(["inspect", str(delta), "--verify", "--card", str(base.parent / "README.md")]) == 0
+    assert "bitwise the fine-tune" in (base.parent / "README.md").read_text()
     said = capsys.readouterr().out
     assert re.search(r"bert\.encoder\.layer\.1 +\d[\d,]* +\d[\d,]* +1\.0000 +\d[\d,]* +█+ +exact dense bits32", said)
     assert "base + delta is bitwise the fine-tune" in said and "every hash as stated" in said
-    assert str(base.parent) not in said.partition("\n")[2]  # where the base lay stays here
+    assert str(base.parent) not in said.partition("\n")[2].partition("Wrote")[0]  # where the base lay stays here
     by_tensor = summarise(delta, by="tensor")
     assert {r.name for r in by_tensor.rows} >= {"classifier.weight", "bert.encoder.layer.1.output.dense.weight"}
     assert sum(r.stored for r in by_tensor.rows) == sum(r.stored for r in summarise(delta).rows) < by_tensor.num_bytes

@@ -253,3 +253,24 @@ def test_a_session_and_a_diff_agree() -> None:
     for name in learnt:
         assert torch.equal(learnt[name], compared[name]), name
     assert learnt.similarity(compared) == pytest.approx(1)
+
+
+def test_a_state_dict_with_the_change() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.out, self.same = nn.Embedding(9, 6), nn.Linear(6, 9, bias=False), nn.Linear(2, 2)
+            self.out.weight = self.embed.weight
+
+    tuned, base = Tied(), Tied().state_dict()
+    with torch.no_grad():
+        tuned.embed.weight[2] += 1
+    before = {n: t.clone() for n, t in base.items()}
+    vector = diff(base, {**tuned.state_dict(), "head": torch.ones(2)})
+    made = vector.applied_to(base)
+    assert_same_bits(dict(sorted(made.items())), dict(sorted({**tuned.state_dict(), "head": torch.ones(2)}.items())))
+    assert made["same.weight"] is base["same.weight"] and made["out.weight"] is made["embed.weight"]
+    assert_same_bits(dict(base), before)
+    with pytest.raises(DeltaError, match="the state dict is not the base of this delta"):
+        vector.applied_to(made)

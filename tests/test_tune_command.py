@@ -83,6 +83,7 @@ def test_a_text_classifier(model: Path, data: Path, tmp_path: Path, capsys: pyte
     printed = capsys.readouterr().out
     results = json.loads((out / "results.json").read_text())
     assert sorted(p.name for p in out.iterdir() if "token" not in p.name) == [
+        "README.md",
         "config.json",
         "model.delta.safetensors",
         "paring-tune.json",

@@ -10,8 +10,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "bank",
         help="a folder of deltas of one base: list, verify, or write base + one of them",
-        description="A folder of deltas (NAME.delta.safetensors, or folders of shards) of one base. In Python, paring.Bank swaps "
-        "between them in memory.",
+        description="A folder of deltas (NAME.delta.safetensors, or folders of shards) of one base. In Python, paring.Bank "
+        "swaps between them in memory.",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
     ls = jobs.add_parser("ls", help="the deltas and what they hold")

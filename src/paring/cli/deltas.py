@@ -49,6 +49,7 @@ def add_parsers(subparsers: Any) -> None:
     inspect.add_argument("delta", metavar="FILE", help="a delta file, or a folder of them")
     inspect.add_argument("--verify", action="store_true", help="decode every tensor and check its hash")
     inspect.add_argument("--by", choices=("layer", "tensor"), default="layer", help="what a row is (layer)")
+    inspect.add_argument("--card", metavar="FILE", help="also write a model card (README.md) with what it says")
     inspect.set_defaults(run=_inspect)
 
 
@@ -110,6 +111,12 @@ def _inspect(options: argparse.Namespace) -> int:
 
     for line in lines(summarise(options.delta, by=options.by)):
         print(line)
+    if options.card:
+        from paring.delta.card import card
+        from paring.files import write_bytes
+
+        write_bytes(Path(options.card), card(options.delta).encode())
+        print(f"Wrote {options.card}")
     if options.verify:
         print(f"verified: {verify(Path(options.delta))} tensors, every hash as stated")
     return 0

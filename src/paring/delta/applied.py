@@ -4,7 +4,7 @@ Everything is checked before anything is written: that the model is the base (na
 its tensors can take every change. Should a write fail all the same, what was written is taken back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -12,9 +12,11 @@ from typing import Self
 from torch import Tensor, nn
 
 from paring.delta.align import located
+from paring.delta.change import unchanged
 from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.claims import refuse_claimed
 from paring.delta.errors import DeltaError
+from paring.delta.names import split_part
 from paring.delta.places import Places, same_places
 from paring.delta.sources import MemorySource
 from paring.delta.taskvector import TaskVector
@@ -88,6 +90,29 @@ def apply(vector: TaskVector, model: nn.Module) -> Applied:
         _restore(written)
         raise
     return Applied(model, written)
+
+
+def state_with(vector: TaskVector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """See ``TaskVector.applied_to``."""
+    source = MemorySource(state)
+    found, tied = vector.base.check(source), source.tied()
+    gone, out = set(vector.removed), {}
+    for name, tensor in state.items():
+        if name not in gone:
+            out[name] = tensor
+    for name, change in vector.load_all():
+        if change.kind == "new":
+            out[name] = change.values.view(change.shape).clone()
+            continue
+        if unchanged(change):
+            continue
+        there = located(name, found)
+        whole, index = split_part(there) if there not in out else (there, -1)
+        if out[whole] is state[whole]:
+            out[whole] = state[whole].detach().clone()
+        target = out[whole] if index < 0 else out[whole][index]
+        change.places.scatter_(target, change.after(change.places.gather(target), f"'{name}'"))
+    return out | {alias: out[name] for alias, name in tied.items() if alias in out}
 
 
 def take_back(vector: TaskVector, model: nn.Module) -> None:

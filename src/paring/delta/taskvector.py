@@ -245,6 +245,16 @@ class TaskVector:
         applied = self._applied[model] = apply(self, model)
         return applied
 
+    def applied_to(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tuned model's state dict from the base's, which stays as it is; tensors that do not change are shared.
+
+        Raises:
+            DeltaError: ``state`` is not this task vector's base.
+        """
+        from paring.delta.applied import state_with
+
+        return state_with(self, state)
+
     def revert(self, model: nn.Module) -> None:
         """Turns the tuned model back into the base, in place and bitwise.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import paring
+from paring.delta.card import card
 from paring.delta.files import save_delta
 from paring.files import write_bytes
 from paring.recipes.data import Data, load_examples
@@ -142,9 +143,9 @@ def _run(
     if inputs.test is not None:
         scores["test"] = _score(trainer, inputs.test, inputs.metric)
     delta = session.delta()
-    facts = {"model": settings.model, "settings": settings.as_dict(), "scores": scores}
-    delta_bytes = save_delta(delta, out / DELTA, facts)
+    delta_bytes = save_delta(delta, out / DELTA, _facts(settings, config, scores, loaded.model.config.to_dict()))
     loaded.model.config.save_pretrained(out)
+    write_bytes(out / "README.md", card(out / DELTA).encode())
     if hasattr(loaded.processor, "save_pretrained"):
         loaded.processor.save_pretrained(out)
     if settings.save_full:
@@ -169,6 +170,14 @@ def _run(
     shutil.rmtree(checkpoints, ignore_errors=True)  # the delta holds all of it now
     _report(settings, config, results, say)
     return Outcome(True, results)
+
+
+def _facts(settings: TuneSettings, config: SliceConfig, scores: dict[str, float], model: dict[str, Any]) -> dict[str, Any]:
+    """What travels with the delta: how it was made, but not where on this machine anything lay."""
+    made = {k: v for k, v in settings.as_dict().items() if k not in ("model", "data", "out", *config.as_dict())}
+    # By way of JSON, whatever the configuration's values are.
+    described = json.loads(json.dumps(model, default=str))
+    return {"method": "slices", "slices": config.as_dict(), "settings": made, "scores": scores, "config": described}
 
 
 def _report(settings: TuneSettings, config: SliceConfig, results: dict[str, Any], say: Say) -> None:
