@@ -10,17 +10,14 @@ import numpy as np
 import zstandard
 
 Array = np.ndarray[Any, Any]
-WIDTHS = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2}
-WIDTHS |= {"I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8}
+WIDTHS = {"BOOL": 1, "U8": 1, "F8_E4M3": 1, "F16": 2, "BF16": 2, "F32": 4, "I64": 8}
 NAMES = {"bool": "BOOL", "uint8": "U8", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 NAMES |= {"float8_e4m3fn": "F8_E4M3"}
 
 
 class Stored(NamedTuple):
-    """A tensor as its type and its bits, integers of its width."""
-
     kind: str
-    bits: Array
+    bits: Array  # as integers of its width
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
@@ -37,19 +34,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def read_delta(path: Path, base: dict[str, Stored]) -> dict[str, Stored]:
-    """The tensors of the result."""
-    if path.is_dir():
-        index = json.loads((path / "delta.safetensors.index.json").read_text())
-        assert index["format"] == 1
-        opened = [read_safetensors(path / shard) for shard in index["shards"]]
-    else:
-        opened = [read_safetensors(path)]
+    index = path / "delta.safetensors.index.json"
+    opened = [read_safetensors(path / n) for n in (json.loads(index.read_text())["shards"] if path.is_dir() else [""])]
     manifests = [json.loads(metadata["paring.delta"]) for _, metadata in opened]
     listed, tied = manifests[0]["base"]["tensors"], manifests[0]["base"]["tied"]
     prefix, longer = _prefix(set(listed), set(base))
     after = {name: tensor for name, tensor in base.items() if name not in manifests[0]["removed"]}
     for (stored, _), manifest in zip(opened, manifests, strict=True):
-        assert manifest["format"] == 1
         for name, entry in manifest["tensors"].items():
             parts = {part: _payload(stored[f"{name}:{part}"], packed) for part, packed in entry["parts"].items()}
             if entry["kind"] == "new":
@@ -68,7 +59,6 @@ def read_delta(path: Path, base: dict[str, Stored]) -> dict[str, Stored]:
 
 
 def _prefix(names: set[str], there: set[str]) -> tuple[str, bool]:
-    """The prefix by which names differ, and whether it is to be put before them."""
     tried = [("", True)] + [(n.split(".")[0] + ".", True) for n in sorted(there) if "." in n]
     tried += [(n.split(".")[0] + ".", False) for n in sorted(names) if "." in n]
     counts = [
@@ -89,23 +79,17 @@ def _changed(kind: str, before: Array, entry: dict[str, Any], parts: dict[str, b
     at = _positions(entry, parts, before.shape)
     out = before.reshape(-1).copy()
     if entry["kind"] == "exact":
-        width = 8 * out.itemsize
         z = _planes(parts["values"], at.size, out.itemsize)
-        unsigned = z.view(f"u{z.itemsize}")
-        d = (unsigned >> 1).view(z.dtype) ^ -(z & 1)
-        out[at] = _turned(_turned(out[at], kind, width) + d, kind, width)
-        return out.reshape(before.shape)
-    total = _numbers(out[at], kind) + _values(entry, parts, at.size)
-    out[at] = _rounded(total, kind)
+        d = (z.view(f"u{z.itemsize}") >> 1).view(z.dtype) ^ -(z & 1)
+        out[at] = _turned(_turned(out[at], kind) + d, kind)
+    else:
+        out[at] = _rounded(_numbers(out[at], kind) + _values(entry, parts, at.size), kind)
     return out.reshape(before.shape)
 
 
-def _turned(bits: Array, kind: str, width: int) -> Array:
-    return (
-        bits ^ ((bits >> (width - 1)) & np.array(2 ** (width - 1) - 1, bits.dtype))
-        if kind[0] in "FB" and kind != "BOOL"
-        else bits
-    )
+def _turned(bits: Array, kind: str) -> Array:
+    last = 8 * bits.itemsize - 1
+    return bits ^ ((bits >> last) & np.array(2**last - 1, bits.dtype)) if kind[0] in "FB" and kind != "BOOL" else bits
 
 
 def _positions(entry: dict[str, Any], parts: dict[str, bytes], shape: tuple[int, ...]) -> Array:

@@ -196,7 +196,7 @@ def _open(path: Path) -> tuple[Checkpoint, Manifest]:
     wanted = {stored_name(n, part): (n, part) for n, e in manifest.entries.items() for part in e.parts}
     if wanted.keys() != set(checkpoint.names):
         differing = min(wanted.keys() ^ set(checkpoint.names))
-        raise DeltaError(f"{path} is damaged: '{differing}' is only in its manifest, or only in the file")
+        raise DeltaError(f"{path} is damaged: {differing!r:.1100} is only in its manifest, or only in the file")
     return checkpoint, manifest
 
 

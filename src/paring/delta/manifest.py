@@ -188,7 +188,7 @@ def _base(value: Any) -> Base:
     _expect_only(value, {"total", "origin", "tensors", "tied"}, "'base'")
     tensors = {}
     for name, facts in value["tensors"].items():
-        what = f"base '{name:.200}'"
+        what = f"base {_shown(name)}"
         _expect(_is_name(name) and isinstance(facts, list) and len(facts) == 3, what)
         dtype, shape, digest = facts
         _expect(_is_name(dtype) and _is_hash(digest), what)
@@ -199,7 +199,7 @@ def _base(value: Any) -> Base:
 
 
 def _entry(name: str, value: Any, base: Base) -> Entry:
-    what = f"'{name:.200}'"
+    what = _shown(name)
     _expect(_is_name(name) and isinstance(value, dict), what)
     kind, places, values = value["kind"], value["places"], value["values"]
     _expect(kind in ("exact", "real", "new") and isinstance(places, str) and isinstance(values, str), what)
@@ -288,6 +288,11 @@ def _is_count(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and _TEXT.fullmatch(value) is not None
+
+
+def _shown(name: str) -> str:
+    """For messages: as it is, unless it could not be printed."""
+    return f"'{name:.200}'" if _is_text(name) else f"{name!a:.200}"
 
 
 def _is_name(value: Any) -> bool:

@@ -105,13 +105,13 @@ def _span(where: str, name: str, entry: Any) -> _Span:
     """What one tensor is, and where it claims to begin and end in the data."""
     _refuse_no_unicode(where[:300], name)
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise DeltaError(f"{where}: got {str(entry)[:100]}, expected dtype, shape and data_offsets; {_AGAIN}")
+        raise DeltaError(f"{where}: got {ascii(entry)[:100]}, expected dtype, shape and data_offsets; {_AGAIN}")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in DTYPES:
         raise DeltaError(f"{where} has the dtype {str(kind)[:100]!r}, expected one of {', '.join(DTYPES)}; convert the file")
     if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS:
         raise DeltaError(
-            f"{where} has the shape {str(shape)[:100]}, expected at most {_MOST_DIMENSIONS} whole numbers from 0; {_AGAIN}"
+            f"{where} has the shape {ascii(shape)[:100]}, expected at most {_MOST_DIMENSIONS} whole numbers from 0; {_AGAIN}"
         )
     if kind == "F4":
         if not shape or shape[-1] % 2:
@@ -122,12 +122,12 @@ def _span(where: str, name: str, entry: Any) -> _Span:
         extent *= max(dim, 1)  # what torch's strides would come to, also beside a dimension of 0
     if extent >= 2**63:
         raise DeltaError(
-            f"{where} has the shape {str(shape)[:100]}, which no memory holds, expected less than 2**63 bytes; {_AGAIN}"
+            f"{where} has the shape {ascii(shape)[:100]}, which no memory holds, expected less than 2**63 bytes; {_AGAIN}"
         )
     info = TensorInfo(DTYPES[kind], torch.Size(shape))
     if not _are_counts(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != info.nbytes:
         raise DeltaError(
-            f"{where} has data_offsets {str(offsets)[:100]}, expected two that span {info.nbytes:,} bytes "
+            f"{where} has data_offsets {ascii(offsets)[:100]}, expected two that span {info.nbytes:,} bytes "
             f"({kind} of shape {entry['shape']}); {_AGAIN}"
         )
     return info, offsets[0], offsets[1]
