@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -120,5 +121,5 @@ def exact_change(before: Tensor, after: Tensor, places: Places, shape: torch.Siz
 def unchanged(change: Change) -> bool:
     """Whether a change, as it is, changes nothing at all."""
     if change.kind == "exact":
-        return not bool(change.values.any())
+        return not np.count_nonzero(change.values.cpu().numpy())
     return change.kind == "real" and same_bits(change.values, torch.zeros_like(change.values))

@@ -5,23 +5,27 @@ bf16 weights would lose 3 % of the entries, and an fp32 one takes twice the byte
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from paring.delta.align import align
 from paring.delta.base import base_of, dtype_name
-from paring.delta.change import Change, exact_change, wide
+from paring.delta.change import Change
+from paring.delta.codec.bits import exact_difference, integer_of
+from paring.delta.codec.zeros import nonzero
+from paring.delta.encode import SCATTERED_BELOW
 from paring.delta.errors import DeltaError
 from paring.delta.places import Everywhere, Places, Scattered
 from paring.delta.sources import BaseLike, CheckpointSource, Source, as_source
 from paring.delta.taskvector import Lazy, TaskVector
 
 ALLOW = ("removed", "reshaped")
-_SCATTERED_BELOW = 0.25  # of the entries: less than that changed, and the rest need not be stored
+_PIECE_BYTES = 1 << 18
 
 
 def diff(base: BaseLike, tuned: BaseLike, *, allow: Collection[str] = (), exact: bool = True) -> TaskVector:
@@ -106,24 +110,60 @@ class _Renamed:
     def hash(self, name: str) -> str:
         return self._source.hash(self.pairs[name])
 
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        return _pieces(self._source, self.pairs[name])
+
+    def entries(self, name: str, places: Places) -> Callable[[], Tensor]:
+        """Gives what is at ``places`` now; from a checkpoint it is read then."""
+        if isinstance(self._source, CheckpointSource):
+            return lambda: places.gather(self.tensor(name))
+        found = places.gather(self.tensor(name)).cpu()
+        return lambda: found
+
+
+def _pieces(source: Source, name: str) -> Iterator[Tensor]:
+    """A tensor's content in stored order, flat, in parts that fit the CPU's second cache; each is valid until the next."""
+    if isinstance(source, CheckpointSource):
+        yield from source.checkpoint.pieces(name, _PIECE_BYTES)
+    else:
+        flat = source.tensor(name).detach().cpu().contiguous().view(-1)
+        yield from flat.split(_PIECE_BYTES // flat.itemsize)
+
+
+def _in_step(first: Iterator[Tensor], second: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two tensors of one size, however each comes in pieces."""
+    a = b = torch.empty(0)
+    while True:
+        while not a.numel():
+            if (piece := next(first, None)) is None:
+                return
+            a = piece
+        while not b.numel():
+            b = next(second)
+        size = min(a.numel(), b.numel())
+        yield a[:size], b[:size]
+        a, b = a[size:], b[size:]
+
 
 def _difference(name: str, before: _Renamed, after: Source, exact: bool) -> Lazy:
     dtype, shape = after.extent(name)
 
     def load() -> Change:
-        a, b = (t.detach().cpu().contiguous().view(-1) for t in (before.tensor(name), after.tensor(name)))
-        _refuse_infinite(before.called, name, a)
-        _refuse_infinite(after.called, name, b)
-        made = exact_change(a, b, Everywhere(a.numel()), shape)
-        changed = int(torch.count_nonzero(made.values))
-        places: Places = made.places
-        if changed < _SCATTERED_BELOW * a.numel():
-            positions = made.values.nonzero().view(-1)
-            places, a, b = Scattered(positions), a[positions], b[positions]
-            made = exact_change(a, b, places, shape)
-        if exact or not dtype.is_floating_point:
-            return made
-        return Change(shape, dtype, "real", places, b.to(wide(dtype)) - a.to(wide(dtype)))
+        numel = shape.numel()
+        d = np.empty(numel, f"<i{integer_of(dtype).itemsize}")  # in large pages, see checkpoint/shards.py
+        start = 0
+        for a, b in _in_step(before.pieces(name), _pieces(after, name)):
+            _refuse_infinite(before.called, name, a)
+            _refuse_infinite(after.called, name, b)
+            exact_difference(a, b, d[start : start + a.numel()])
+            start += a.numel()
+        assert start == numel
+        places: Places = Everywhere(numel)
+        if np.count_nonzero(d) < SCATTERED_BELOW * numel:
+            positions = nonzero(d)
+            places, d = Scattered(torch.from_numpy(positions)), d.take(positions)
+        made = Change(shape, dtype, "exact", places, torch.from_numpy(d), before.entries(name, places))
+        return made if exact or not dtype.is_floating_point else made.real(f"'{name}'")
 
     return Lazy(shape, dtype, "exact" if exact or not dtype.is_floating_point else "real", load)
 
@@ -135,12 +175,16 @@ def _new(source: Source, name: str) -> Change:
 
 
 def _refuse_infinite(called: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1 and tensor.numel():
-        low, high = torch.aminmax(tensor)  # NaN comes through
-        if not bool(low.isfinite() & high.isfinite()):
-            raise DeltaError(
-                f"{called}: '{name}' holds NaN or infinity; a delta of it would spread them. Repair the checkpoint first"
-            )
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize == 1 or not tensor.numel():
+        return
+    # Of the bit patterns of either sign, those of infinity and NaN are the largest.
+    width = tensor.itemsize
+    patterns = tensor.view(integer_of(tensor.dtype)).numpy()
+    infinity = int(torch.tensor(torch.inf, dtype=tensor.dtype).view(integer_of(tensor.dtype)))
+    if patterns.max() >= infinity or patterns.view(f"<u{width}").max() >= infinity | 1 << (8 * width - 1):
+        raise DeltaError(
+            f"{called}: '{name}' holds NaN or infinity; a delta of it would spread them. Repair the checkpoint first"
+        )
 
 
 def _config(source: Source) -> Any:

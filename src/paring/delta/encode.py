@@ -3,17 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from paring.delta.blocks import Rect
 from paring.delta.change import Change
 from paring.delta.checkpoint.fingerprint import tensor_hash
-from paring.delta.codec.positions import decode_positions, encode_positions
+from paring.delta.codec.compression import pack
+from paring.delta.codec.positions import decode_positions, encode_positions, unpack_mask
 from paring.delta.codec.values import KINDS, decode_values, encode_values
+from paring.delta.codec.zeros import with_zeros, without_zeros
 from paring.delta.errors import DeltaError
 from paring.delta.manifest import Entry, Part
 from paring.delta.places import Blocks, Everywhere, Places, Scattered
+
+# Of exact differences, by the share of entries that change: below the first these are kept, in memory, at positions (8 bytes
+# each), else all are; below the second they are stored without the zeros.
+SCATTERED_BELOW, _MASKED_BELOW = 0.25, 0.8
+_MASKED_FROM = 4096  # entries: with fewer, what the file's header says of the mask costs more
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,18 @@ def encode(change: Change, values: str, group: int, where: str) -> Encoded:
 
     places: str = "dense"
     rects: tuple[Rect, ...] = ()
+    count, numbers = change.places.count, change.values
     if isinstance(change.places, Blocks):
         places, rects = "blocks", change.places.rects
     elif isinstance(change.places, Scattered):
         coded = encode_positions(change.places.positions, change.shape.numel())
         places = coded.coding
         keep("places", torch.from_numpy(coded.stored), coded.compression, coded.raw_bytes)
+    elif change.kind == "exact" and count >= _MASKED_FROM and np.count_nonzero(numbers.cpu().numpy()) < _MASKED_BELOW * count:
+        mask, numbers = without_zeros(numbers.cpu())
+        places, count = "mask", numbers.numel()
+        stored_mask, compression = pack(mask)
+        keep("places", torch.from_numpy(stored_mask), compression, mask.size)
     if change.kind == "new":
         keep(
             "values", change.values.view(change.shape).contiguous().cpu(), "none", change.values.numel() * change.dtype.itemsize
@@ -59,11 +73,11 @@ def encode(change: Change, values: str, group: int, where: str) -> Encoded:
         if change.kind == "exact":
             values = f"bits{8 * change.dtype.itemsize}"
         group = group if values in KINDS and KINDS[values].scaled else 0
-        made = encode_values(change.values, values, group, where=where)
+        made = encode_values(numbers, values, group, where=where)
         keep("values", torch.from_numpy(made.stored), made.compression, made.raw_bytes)
         if made.scales is not None:
             keep("scales", made.scales, "none", made.scales.numel() * made.scales.itemsize)
-    entry = Entry(change.kind, change.dtype, change.shape, places, change.places.count, values, group, rects, parts)
+    entry = Entry(change.kind, change.dtype, change.shape, places, count, values, group, rects, parts)
     return Encoded(entry, stored)
 
 
@@ -96,6 +110,11 @@ def decode(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Change:
         stored.get("scales"),
         where,
     )
+    numel = entry.shape.numel()
+    if entry.kind == "exact" and entry.places == "mask" and entry.count >= SCATTERED_BELOW * numel:
+        packed = entry.parts["places"]
+        mask = unpack_mask(_raw(stored["places"], "places", where), packed.compression, packed.raw_bytes, numel, where)
+        return Change(entry.shape, entry.dtype, "exact", Everywhere(numel), with_zeros(mask, values, numel, where))
     return Change(entry.shape, entry.dtype, entry.kind, _places(entry, stored, where), values)
 
 

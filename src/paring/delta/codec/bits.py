@@ -63,20 +63,23 @@ def from_ordered(i: Tensor, dtype: torch.dtype) -> Tensor:
     return _turned(i, dtype).view(dtype)
 
 
-def exact_difference(before: Tensor, after: Tensor) -> Tensor:
-    """The integers d that lead from ``before`` to ``after``."""
+def exact_difference(before: Tensor, after: Tensor, out: Integers | None = None) -> Tensor:
+    """The integers d that lead from ``before`` to ``after``; written to ``out``, if given (flat)."""
     if before.dtype != after.dtype or before.shape != after.shape:
         raise DeltaError(
             f"an exact difference needs two tensors of one type and shape; got {before.dtype} {list(before.shape)} "
             f"and {after.dtype} {list(after.shape)}"
         )
     if not (_is_plain(before) and _is_plain(after)):
-        return to_ordered(after) - to_ordered(before)  # wraps
-    found = np.empty(before.shape, _numpy_of(before))
-    out, a, b = found.reshape(-1), _numbers(before), _numbers(after)
+        found = to_ordered(after) - to_ordered(before)  # wraps
+        if out is not None:
+            out[:] = found.view(-1).numpy()
+        return found
+    out = np.empty(before.numel(), _numpy_of(before)) if out is None else out
+    a, b = _numbers(before), _numbers(after)
     for i in range(0, out.size, CHUNK):
         np.subtract(_turned_over(b[i : i + CHUNK]), _turned_over(a[i : i + CHUNK]), out=out[i : i + CHUNK])
-    return torch.from_numpy(found)
+    return torch.from_numpy(out).view(before.shape)
 
 
 def exact_sum(before: Tensor, d: Tensor) -> Tensor:
@@ -84,13 +87,12 @@ def exact_sum(before: Tensor, d: Tensor) -> Tensor:
     _check(before, d)
     if not (_is_plain(before) and _is_plain(d, integers=True)):
         return from_ordered(to_ordered(before) + d, before.dtype)
-    found = np.empty(before.shape, _numpy_of(before))
-    out, a, numbers = found.reshape(-1), _numbers(before), d.reshape(-1).numpy()
+    out, a, numbers = np.empty(before.numel(), _numpy_of(before)), _numbers(before), d.reshape(-1).numpy()
     for i in range(0, out.size, CHUNK):
         total = _turned_over(a[i : i + CHUNK])
         total += numbers[i : i + CHUNK]
         out[i : i + CHUNK] = _turned_over(total)
-    return torch.from_numpy(found).view(before.dtype)
+    return torch.from_numpy(out).view(before.dtype).view(before.shape)
 
 
 def exact_back(after: Tensor, d: Tensor) -> Tensor:
@@ -104,6 +106,8 @@ def exact_back(after: Tensor, d: Tensor) -> Tensor:
 
 
 def _is_plain(t: Tensor, integers: bool = False) -> bool:
+    if not t.numel():
+        return False
     known = not t.dtype.is_floating_point if integers else t.dtype in _ORDERED
     return known and t.device.type == "cpu" and t.is_contiguous() and not (t.requires_grad or t.is_neg())
 

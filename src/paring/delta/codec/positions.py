@@ -86,6 +86,17 @@ def decode_positions(
     return CODINGS[coding][1](unpack(stored, compression, raw_bytes, where), count, numel, where)
 
 
+def unpack_mask(stored: Buffer, compression: str, raw_bytes: int, numel: int, where: str) -> Bytes:
+    """The mask itself: a row of ``numel`` bits.
+
+    Raises:
+        DeltaError: the bytes are no such row.
+    """
+    if not 0 <= numel <= MOST_ENTRIES or raw_bytes != row_bytes(numel):
+        raise DeltaError(f"{where}: a mask of {numel:,} entries cannot have {raw_bytes:,} bytes")
+    return unpack(stored, compression, raw_bytes, where)
+
+
 def _encoded(coding: str, p: Tensor, numel: int) -> EncodedPositions:
     raw = CODINGS[coding][0](p, numel)
     stored, compression = pack(raw, gaps_cuts(raw, p.numel()) if coding == "gaps" else ())
@@ -95,5 +106,6 @@ def _encoded(coding: str, p: Tensor, numel: int) -> EncodedPositions:
 def _increasing(p: Tensor, numel: int) -> bool:
     if not p.numel():
         return True
-    before, after = p[:-1].split(CHUNK), p[1:].split(CHUNK)
-    return int(p[0]) >= 0 and int(p[-1]) < numel and all(bool((a < b).all()) for a, b in zip(before, after, strict=True))
+    before, after = p.numpy()[:-1], p.numpy()[1:]
+    rising = (bool((before[i : i + CHUNK] < after[i : i + CHUNK]).all()) for i in range(0, before.size, CHUNK))
+    return int(p[0]) >= 0 and int(p[-1]) < numel and all(rising)
