@@ -102,6 +102,10 @@ def test_written_again_as_it_was(name: str, tmp_path: Path) -> None:
     path, out = make.path_of(name), tmp_path / make.path_of(name).name
     with make.fixed_tool():
         paring.save_delta(paring.load_delta(path), out, **make.options_of(name))
+    if name == "half-mask":  # a writer is free to take another coding where so many change
+        apply_to_checkpoint(GOLDEN / "base.safetensors", paring.load_delta(out), tmp_path / "all.safetensors")
+        assert_same_bits(dict(sorted(load_file(tmp_path / "all.safetensors").items())), expected(name))
+        return
     for old, new in zip(shards_of(path), shards_of(out), strict=True):
         if '"zstd"' not in json.dumps(manifests(path)):
             assert new.read_bytes() == old.read_bytes()
