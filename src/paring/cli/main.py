@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from paring import __version__
-from paring.cli import bank, deltas, demo, neighbours, tune
+from paring.cli import bank, deltas, demo, neighbours, slim, tune
 
 
 def parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def parser() -> argparse.ArgumentParser:
     tune.add_parser(jobs)
     deltas.add_parsers(jobs)
     neighbours.add_parsers(jobs)
+    slim.add_parser(jobs)
     bank.add_parser(jobs)
     return top
 
