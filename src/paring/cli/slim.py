@@ -45,7 +45,6 @@ def _run(options: argparse.Namespace) -> int:
     print(
         f"Kept {kept:,} of {num_entries(vector):,} entries ({options.method}); base + delta is no longer bitwise the fine-tune"
     )
-    print(
-        f"Wrote {options.out}: {size:,} bytes, {after.bits_per_parameter:.3f} bits for each parameter; were {before.num_bytes:,}"
-    )
+    bits = f"{after.bits_per_parameter:.3f} bits for each parameter"
+    print(f"Wrote {options.out}: {size:,} bytes, {bits}; were {before.num_bytes:,}")
     return 0

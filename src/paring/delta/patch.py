@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,10 +13,13 @@ from paring.delta.checkpoint.tensorinfo import TensorInfo
 from paring.delta.checkpoint.write import write_checkpoint
 from paring.delta.errors import DeltaError
 from paring.delta.names import split_part
+from paring.delta.places import Everywhere
 from paring.delta.sources import CheckpointSource
 from paring.delta.taskvector import TaskVector
 
 Report = Callable[[int], None]
+
+_AHEAD = 2  # tensors made while another is written
 
 
 def apply_to_checkpoint(
@@ -34,7 +38,7 @@ def apply_to_checkpoint(
         out: a new folder, or a new ``.safetensors`` file.
         shard_bytes: the most bytes of a file of the output.
         overwrite: whether an old ``out`` is replaced (all at once, when the new one is whole).
-        report: is told of bytes as they are written.
+        report: is told of bytes shortly before they are written, by one thread at a time.
 
     Returns:
         The files written.
@@ -53,14 +57,24 @@ def apply_to_checkpoint(
             raise DeltaError(f"{source.called} has no tensor '{whole}', which the delta changes")
         parts.setdefault(whole, []).append(name)
 
+    reporting = Lock()
+
     def content(name: str) -> Iterator[Tensor]:
         tensor = _made(vector, source, plan[name], parts.get(plan[name].name, []))
-        report(tensor.numel() * tensor.itemsize)
+        with reporting:
+            report(tensor.numel() * tensor.itemsize)
         yield tensor
 
     infos = [(name, planned.info) for name, planned in plan.items()]
     return write_checkpoint(
-        Path(out), infos, content, shard_bytes=shard_bytes, source=checkpoint.folder, overwrite=overwrite, files=_files(vector)
+        Path(out),
+        infos,
+        content,
+        shard_bytes=shard_bytes,
+        source=checkpoint.folder,
+        overwrite=overwrite,
+        files=_files(vector),
+        ahead=_AHEAD,
     )
 
 
@@ -109,6 +123,9 @@ def _made(vector: TaskVector, source: CheckpointSource, planned: _Planned, chang
     tensor = source.tensor(planned.there)
     for part in changes:
         change = vector.change(part)
+        if part == planned.name and isinstance(change.places, Everywhere):
+            tensor = change.after(tensor.view(-1), f"'{part}'").view(tensor.shape)
+            continue
         target = tensor if part == planned.name else tensor[split_part(part)[1]]
         after = change.after(change.places.gather(target), f"'{part}'")
         change.places.scatter_(target, after)

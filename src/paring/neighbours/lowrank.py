@@ -2,9 +2,12 @@
 
 With the k leading left singular vectors U of tau, B = U and A = U^T tau; what is kept of the energy ||tau||^2 is ||A||^2, and
 nothing nearer has that rank. U comes from the eigenvectors of tau tau^T in fp64: cheaper than a whole SVD, and the only
-error this can make is in directions below 1e-8 of the largest, 1e-16 of the energy. Before that, what is known to be thin is
-made thin: rows and columns of zeros (a slice) go, and where the product with a few random vectors spans tau entirely (Halko,
-Martinsson and Tropp 2011), tau is of low rank already and only that span is looked at. The result is exact in each case.
+error this can make is in directions below 1e-8 of the largest, 1e-16 of the energy. Before that, what is thin is made thin:
+rows and columns of zeros (a slice) go, and where the product with a few random vectors spans tau entirely (Halko, Martinsson
+and Tropp 2011, arXiv 0909.4061), tau is of low rank already and only that span is looked at.
+
+Directions that together hold less than 1e-13 of the energy are the rounding of fp32 numbers (2^-24 squared is 4e-15), and are
+taken for zero throughout.
 """
 
 import math
@@ -13,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_SPARE, _SPANNED, _ZERO = 8, 1e-13, 1e-8
+_SPARE, _NOISE = 8, 1e-13
 
 
 class Factors(NamedTuple):
@@ -46,7 +49,8 @@ def nearest(matrix: Tensor, rank: int) -> Factors:
     else:
         U, projected = _leading(tau.T, rank)
     sigma = projected.norm(dim=1)
-    good = sigma > _ZERO * sigma.max() if len(sigma) else torch.zeros(0, dtype=torch.bool)
+    left_over = sigma.square().flip(0).cumsum(0).flip(0)  # energy from each direction on
+    good = left_over > _NOISE * tau.square().sum()
     root = sigma[good].sqrt()
     left, right = U[:, good] * root, projected[good] / root[:, None]
     b, a = (left, right) if tau.shape[0] <= tau.shape[1] else (right.T, left.T)
@@ -62,7 +66,7 @@ def _leading(tau: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         probes = torch.randn(tau.shape[1], num_probes, dtype=tau.dtype, generator=torch.Generator().manual_seed(0))
         Q = torch.linalg.qr(tau @ probes).Q
         inside = Q.T @ tau
-        if math.isclose(float(inside.square().sum()), float(tau.square().sum()), rel_tol=_SPANNED):
+        if math.isclose(float(inside.square().sum()), float(tau.square().sum()), rel_tol=_NOISE):
             U, projected = _leading(inside, rank)
             return Q @ U, projected
     U = torch.linalg.eigh(tau @ tau.T).eigenvectors.flip(1)[:, :rank]

@@ -9,7 +9,10 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from io import FileIO
 from pathlib import Path
 
@@ -40,6 +43,7 @@ def write_checkpoint(
     source: Path | None = None,
     overwrite: bool = False,
     files: Mapping[str, bytes] | None = None,
+    ahead: int = 0,
 ) -> list[Path]:
     """Writes a checkpoint that ``from_pretrained`` loads, whole or not at all.
 
@@ -54,6 +58,7 @@ def write_checkpoint(
         source: a folder whose other files (configuration, tokenizer, …; see ``companions``) are copied; not to a single file.
         overwrite: whether an old ``out`` is replaced, in one step, when the new one is whole.
         files: further files of the folder, name -> content; they come before those of ``source``.
+        ahead: so many tensors are asked for in threads while another is written; each of their pieces has memory of its own.
 
     Returns:
         The files written: weights, index, others.
@@ -71,7 +76,7 @@ def write_checkpoint(
         header, order = _file(planned, metadata)
         _refuse_no_room(out, len(header) + sum(info.nbytes for _, info in order))
         with replacing(out, overwrite) as temporary:
-            _write(temporary, header, order, content)
+            _write(temporary, header, order, content, ahead)
         return [out]
     if overwrite:
         _refuse_foreign(out)
@@ -92,7 +97,7 @@ def write_checkpoint(
             assert name == Path(name).name
             (folder / name).write_bytes(text)
         for name, (header, order) in zip(names, laid, strict=True):
-            _write(folder / name, header, order, content)
+            _write(folder / name, header, order, content, ahead)
     return [out / name for name in [*names, *extra, *(path.name for path in copies)]]
 
 
@@ -123,13 +128,13 @@ def _index(shards: Sequence[Sequence[Named]], names: Sequence[str]) -> bytes:
     return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2).encode() + b"\n"
 
 
-def _write(path: Path, header: bytes, order: Sequence[Named], content: Content) -> None:
-    with FileIO(path, "wb") as file:
+def _write(path: Path, header: bytes, order: Sequence[Named], content: Content, ahead: int) -> None:
+    with FileIO(path, "wb") as file, closing(_in_turn(order, content, ahead)) as tensors:
         _put(file, memoryview(header))
         flushed = 0
-        for name, info in order:
+        for (name, info), pieces in tensors:
             left = info.nbytes
-            for piece in content(name):
+            for piece in pieces:
                 if piece.dtype != info.dtype:
                     raise DeltaError(
                         f"the content of tensor {name!r} is {piece.dtype}, expected {info.dtype} as announced; convert it"
@@ -147,6 +152,28 @@ def _write(path: Path, header: bytes, order: Sequence[Named], content: Content) 
                     f"{list(info.shape)}); nothing was written"
                 )
         os.fsync(file.fileno())
+
+
+def _in_turn(order: Sequence[Named], content: Content, ahead: int) -> Generator[tuple[Named, Iterable[Tensor]]]:
+    if not ahead:
+        yield from ((named, content(named[0])) for named in order)
+        return
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting: deque[tuple[Named, Future[list[Tensor]]]] = deque()
+        try:
+            for named in order:
+                if len(waiting) == ahead:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+                    del future  # else what was written stays in memory beside the next
+                waiting.append((named, pool.submit(lambda name: list(content(name)), named[0])))
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+                del future
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 def _put(file: FileIO, view: memoryview) -> None:

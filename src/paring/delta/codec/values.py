@@ -126,16 +126,18 @@ def decode_values(
     raw = unpack(stored, compression, raw_bytes, where)
     if scales is not None:
         return dequantise(raw, kind, count, group, scales, where)
-    exact, number = kind.startswith("bits"), _INTEGERS[KINDS[kind].bits]
-    out = torch.empty(count, dtype=number if exact else torch.float32)
+    number = f"<i{KINDS[kind].bits // 8}"
+    if kind.startswith("bits"):
+        numbers = np.empty(count, number)
+        for start in range(0, count, CHUNK):
+            stop = min(start + CHUNK, count)
+            numbers[start:stop] = _unzigzag(from_planes(raw, number, start, stop))
+        return torch.from_numpy(numbers)
+    out = torch.empty(count)
     for start in range(0, count, CHUNK):
         stop = min(start + CHUNK, count)
-        pieces = from_planes(raw, f"<i{number.itemsize}", start, stop)
-        if exact:
-            pieces = _unzigzag(pieces)
-        piece = torch.from_numpy(pieces)
-        out[start:stop] = piece if exact else piece.view(KINDS[kind].dtype)
-        if not exact and not bool(out[start:stop].isfinite().all()):
+        out[start:stop] = torch.from_numpy(from_planes(raw, number, start, stop)).view(KINDS[kind].dtype)
+        if not bool(out[start:stop].isfinite().all()):
             raise DeltaError(f"{where} is damaged: it holds NaN or infinity")
     return out
 
