@@ -87,6 +87,7 @@ def test_time_to_a_score_is_a_share_of_loras_run(tmp_path: Path) -> None:
     assert report.time_to(runner, SLICES, "kind", 0.4, ratio=0.7) == pytest.approx(0.35)
     assert report.time_to(runner, SLICES, "kind", 0.8, ratio=0.7) == pytest.approx(0.7)
     assert report.time_to(runner, SLICES, "kind", 0.81, ratio=0.7) is None
+    assert report.time_to(runner, SLICES, "kind", 0.8 + 1e-15, ratio=0.7) == pytest.approx(0.7)  # rounding alone
 
 
 def test_steps_are_timed_in_turn(tmp_path: Path, new_vit: None, monkeypatch: pytest.MonkeyPatch) -> None:
