@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,3 +57,16 @@ def tuned(model: nn.Module, rank: int, *, biases: bool = False) -> nn.Module:
 def logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=tokens()["input_ids"]).logits
+
+
+def adapted(base: nn.Module, folder: Path, **settings: Any) -> nn.Module:
+    """Saves an adapter of random values on a copy of ``base``, and returns PEFT's own merge of it."""
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(copy.deepcopy(base), LoraConfig(**({"r": 3, "lora_alpha": 5} | settings)))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    return model.merge_and_unload()

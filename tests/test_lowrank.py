@@ -20,4 +20,18 @@ def test_nearest_matrix(shape: tuple[int, int], rank: int) -> None:
         good = (U[:, :rank] * S[:rank]) @ V[:rank]
         torch.testing.assert_close((found.B @ found.A).double(), good, rtol=1e-4, atol=2e-5)
         assert found.B.shape[1] == found.A.shape[0] <= min(rank, *shape)
+        torch.testing.assert_close(found.B.norm(dim=0), found.A.norm(dim=1), rtol=1e-4, atol=1e-5)
         assert found.lost == pytest.approx(float(S[rank:].square().sum() / S.square().sum().clamp(min=1e-30)), abs=1e-9)
+
+
+def test_what_is_thin_already_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rank 2, or with 5 columns that are not zero, no matrix of the whole's extent is decomposed."""
+    sizes: list[int] = []
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (sizes.append(len(matrix)), eigh(matrix))[1])
+    thin = torch.randn(200, 2) @ torch.randn(2, 300)
+    columns = torch.zeros(200, 300)
+    columns[:, 7:12] = torch.randn(200, 5)
+    assert len(nearest(thin, 4).A) == 2 and sizes == [12]
+    assert len(nearest(columns, 8).A) == 5 and sizes == [12, 5]
+    assert nearest(torch.randn(200, 300), 4).lost > 0.5 and sizes == [12, 5, 200]

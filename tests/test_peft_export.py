@@ -37,6 +37,7 @@ def test_peft_gives_the_tuned_models_outputs(name: str, exact: bool, tmp_path: P
     after = tuned(base, 2)
     made = export_peft(diff(base, after, exact=exact), tmp_path / "out", 4, model=base)
     assert made.total_lost < 1e-9 and max(made.lost.values()) < 1e-9
+    assert ("Do not merge it with PEFT" in (tmp_path / "out" / "README.md").read_text()) == ("tied" in name)
     weights = {n for n, p in base.named_parameters() if kind_of(base.get_submodule(n.rpartition(".")[0])) != "other"}
     assert set(made.lost) == {n for n in weights if n.endswith(".weight")}  # of tied ones, the name that state_dict has first
     model = loaded(base, tmp_path / "out")
@@ -106,8 +107,7 @@ def test_biases_travel_where_peft_takes_them(tmp_path: Path) -> None:
     for block, copied in zip(base.bert.encoder.layer, after.bert.encoder.layer, strict=True):
         copied.load_state_dict(tuned(block, 2, biases=True).state_dict())
     after.bert.encoder.layer[0].output.dense.weight.data.copy_(base.bert.encoder.layer[0].output.dense.weight)  # the bias alone
-    made = export_peft(diff(base, after), tmp_path / "out", 2, model=base)
-    assert made.total_lost < 1e-9 and not made.left_out
+    assert export_peft(diff(base, after), tmp_path / "out", 2, model=base).total_lost < 1e-9
     torch.testing.assert_close(logits(loaded(base, tmp_path / "out")), logits(after), rtol=1e-4, atol=1e-5)
     with torch.device("meta"):
         class_only = BertForSequenceClassification(BertConfig(**base.config.to_dict()))
@@ -150,11 +150,42 @@ def test_a_new_head_is_saved_whole(tmp_path: Path) -> None:
     made = export_peft(vector, tmp_path / "out", 4, model=start)
     assert made.modules_to_save == ("classifier",)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["classifier"]
     assert config["task_type"] == "SEQ_CLS" and config["base_model_name_or_path"] == vector.base.origin == "base"
     base = bert()  # the tuned model's class, the base's body, a head of its own
     base.classifier.reset_parameters()
     base.bert.load_state_dict(BertModel.from_pretrained(tmp_path / "base").state_dict())
     torch.testing.assert_close(logits(loaded(base, tmp_path / "out")), logits(after), rtol=1e-4, atol=1e-5)
+
+
+class PixelsForSequenceClassification(nn.Module):
+    """By its name PEFT would pass token ids to it; "classifier" is how the name of another of its modules ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.pre_classifier, self.classifier = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.pre_classifier(self.body(pixels)))
+
+
+def test_heads_that_peft_would_mistake(tmp_path: Path) -> None:
+    base = PixelsForSequenceClassification()
+    after = copy.deepcopy(base)
+    after.body.weight.data += 1.0
+    state = base.state_dict()
+    for missing, saved in ((("classifier.",), ()), (("pre_classifier.", "classifier."), ("pre_classifier", "classifier"))):
+        vector = diff({n: t for n, t in state.items() if not n.startswith(missing)}, after)
+        made = export_peft(vector, tmp_path / str(len(saved)), 1, model=base, allow_lost=True)
+        assert made.modules_to_save == saved
+        assert set(made.left_out) == (set() if saved else {"classifier.weight", "classifier.bias"})
+        assert json.loads((made.folder / "adapter_config.json").read_text())["task_type"] is None
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(loaded(base, tmp_path / "2")(x), after(x))
+    with pytest.raises(
+        DeltaError, match=r"'classifier.weight' \(new, in a module that the base has, or with a name that another"
+    ):
+        export_peft(diff({n: t for n, t in state.items() if not n.startswith("cl")}, after), tmp_path / "x", 1, model=base)
 
 
 def test_bad_input_writes_nothing(tmp_path: Path) -> None:
@@ -190,6 +221,8 @@ def test_modules_by_kind() -> None:
     )
     assert layers.kind("transformer.ln_f.weight") == "other" and layers.kind("lm_head.weight") == "linear"
     assert layers.names_of("lm_head.weight") == ("transformer.wte.weight", "lm_head.weight")
+    scaled = type("Scaled", (nn.Embedding,), {"forward": lambda self, ids: 2 * nn.Embedding.forward(self, ids)})
+    assert kind_of(scaled(3, 4)) == "other"  # an adapter beside it would not be scaled
     attention = nn.MultiheadAttention(8, 2)
     assert kind_of(attention.out_proj) == "other"  # never called: its weight is read
 
@@ -208,7 +241,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert any(line.startswith(QUERY) and line.endswith(" %") for line in lines)
     assert f"Wrote {out}: " in lines[-1] and "rank 5" in lines[-1] and lines[-2].startswith("total")
     torch.testing.assert_close(logits(loaded(base, out)), logits(after), rtol=1e-4, atol=1e-5)
-    readme = (out / "README.md").read_text()
-    assert readme.startswith("---\nlibrary_name: peft\n") and paring.load_delta(delta).base.total in readme
+    assert paring.load_delta(delta).base.total in (out / "README.md").read_text()
+    (tmp_path / "base" / "config.json").unlink()  # the delta has the tuned model's own
+    command = ["export", str(delta), str(out), "--rank", "2", "--base", str(tmp_path / "base")]
+    assert main([*command, "--overwrite"]) == 0
     (tmp_path / "empty").mkdir()
-    assert main(["export", str(delta), str(out), "--rank", "2", "--config", str(tmp_path / "empty")]) == 2
+    assert main([*command, "--config", str(tmp_path / "empty")]) == 2
+    assert "there is no config.json in" in capsys.readouterr().err

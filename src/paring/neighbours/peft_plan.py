@@ -80,7 +80,9 @@ def plan(vector: TaskVector, layers: Layers) -> Plan:
     if biases and bare:
         left_out |= dict.fromkeys(biases, f"a bias; PEFT takes them only where every module has one, and '{bare[0]}' has none")
         biases = {}
-    left_out |= {n: "new, in a module that the base has" for n in vector.new if n not in saved}
+    left_out |= {
+        n: "new, in a module that the base has, or with a name that another's ends in" for n in vector.new if n not in saved
+    }
     return Plan(weights, biases, saved, heads, left_out, _task(layers, heads))
 
 
