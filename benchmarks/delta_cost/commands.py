@@ -1,0 +1,100 @@
+"""``paring diff``, ``paring apply`` and a fingerprint on a synthetic checkpoint, as whole processes, each beside its raw floor.
+
+A round starts a process that only imports what the commands do, then each command, and right after it measures the floor of
+what it read and wrote. Files are in the page cache; the cache of fingerprints is empty before each command.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from delta_cost import record
+from delta_cost.checkpoints import SIZES, make
+from delta_cost.floor import floor_s
+from delta_cost.processes import Measured, measured
+from delta_cost.record import Record
+from paring.delta.checkpoint.fingerprint import fingerprint
+from paring.delta.checkpoint.read import open_checkpoint
+
+COMMANDS = ("diff", "apply", "fingerprint")
+_IMPORTS = "import paring.cli.main, paring.delta.diff, paring.delta.files, paring.delta.patch"
+_PARING = "import sys; from paring.cli.main import main; sys.exit(main())"
+_FINGERPRINT = f"""
+{_IMPORTS}, sys
+from paring.delta.checkpoint.fingerprint import fingerprint
+from paring.delta.checkpoint.read import open_checkpoint
+fingerprint(open_checkpoint(sys.argv[1]))
+"""
+
+
+def run(name: str, rounds: int, work: Path, path: Path) -> Record:
+    """Measures one size; its record is at ``path`` in the end."""
+    size = SIZES[name]
+    settings = {
+        "size": name,
+        "num_parameters": size.num_parameters,
+        "largest_bytes": size.largest_bytes,
+        "rounds": rounds,
+    }
+    rec = record.resume(path, record.new(f"commands {name}", settings) | {"rounds": []})
+    folder = work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: {size.num_parameters:,} parameters, base and fine-tune", flush=True)
+    base, tuned = make(folder, size)
+    if not rec["rounds"]:
+        one_round(base, tuned, folder, 0)  # fills the page cache
+        rec["same_bits"] = same_bits(tuned, folder / "applied")
+    while len(rec["rounds"]) < rounds:
+        rec["rounds"].append(record.read_back(one_round(base, tuned, folder, len(rec["rounds"]))))
+        record.save_partial(path, rec)
+        last = rec["rounds"][-1]
+        print(f"{name}: round {len(rec['rounds'])} of {rounds}: " + _line(last), flush=True)
+    return rec
+
+
+def one_round(base: Path, tuned: Path, folder: Path, number: int) -> Record:
+    delta, applied, scratch = folder / "tuned.delta.safetensors", folder / "applied", folder / "floor"
+    shutil.rmtree(applied, ignore_errors=True)
+    found: Record = {"start": asdict(_python(_IMPORTS))}
+    # apply reads what diff wrote; the fingerprint stands before, between or after them.
+    order = ["diff", "apply"]
+    order.insert(number % 3, "fingerprint")
+    for command in order:
+        arguments, inputs, outputs = {
+            "diff": ([_PARING, "diff", base, tuned, delta, "--overwrite"], [base, tuned], [delta]),
+            "apply": ([_PARING, "apply", base, delta, applied], [base, delta], [applied]),
+            "fingerprint": ([_FINGERPRINT, base], [base], []),
+        }[command]
+        os.sync()  # nobody else's bytes are on their way to the disk
+        took = _python(*map(str, arguments))
+        num_bytes = sum(p.stat().st_size for p in weights(outputs))
+        os.sync()
+        read_s, write_s = floor_s(weights(inputs), scratch, num_bytes)
+        found[command] = asdict(took) | {"floor_read_s": read_s, "floor_write_s": write_s, "output_bytes": num_bytes}
+        found[command]["input_bytes"] = sum(p.stat().st_size for p in weights(inputs))
+    return found
+
+
+def weights(paths: Sequence[Path]) -> list[Path]:
+    """The files of weights of checkpoints and deltas."""
+    return [p for path in paths for p in (sorted(path.glob("*.safetensors")) if path.is_dir() else [path])]
+
+
+def same_bits(first: Path, second: Path) -> bool:
+    """Whether two checkpoints hold the same tensors, bit for bit."""
+    with open_checkpoint(first) as a, open_checkpoint(second) as b:
+        return a.names == b.names and fingerprint(a, cache=False) == fingerprint(b, cache=False)
+
+
+def _python(code: str, *arguments: str) -> Measured:
+    with tempfile.TemporaryDirectory() as cache:
+        return measured([sys.executable, "-c", code, *arguments], {"PARING_CACHE": cache})
+
+
+def _line(found: Record) -> str:
+    start_s = found["start"]["wall_s"]
+    return ", ".join(f"{c} {found[c]['wall_s'] - start_s:.2f} s" for c in COMMANDS) + f" beyond a start of {start_s:.2f} s"
