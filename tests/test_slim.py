@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from torch import Tensor
 import paring
 from paring import DeltaError
 from paring.delta.taskvector import TaskVector
+from paring.search.settings import SearchSettings
 from paring.slim.histogram import kept, threshold
+from paring.slim.nps import Nps, prune_nps
 from paring.slim.pool import Pool
 from paring.slim.pruners import PRUNERS, dare, della, magnitude, num_entries, num_kept, prune, rescaled
 from paring.slim.subspaces import SUBSPACES, kind_of
@@ -230,3 +233,86 @@ def test_what_pruning_refuses() -> None:
     huge = 1e38 * paring.diff({"a": torch.zeros(2)}, {"a": torch.tensor([3.4e38, 1.0])})
     with pytest.raises(DeltaError, match="'a' holds NaN or infinity; it cannot be pruned"):
         prune(huge, "magnitude", 0.5)
+
+
+# The search, on a model.
+
+
+class _Linear(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = torch.nn.Linear(12, 16), torch.nn.Linear(16, 4), torch.nn.Linear(4, 2)
+
+
+def _tuned() -> tuple[_Linear, TaskVector]:
+    """A model and a change of it whose smaller half matters and whose larger half is noise."""
+    model = _Linear()
+    tuned = {n: t.clone() for n, t in model.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    tuned["a.weight"] += torch.randn(16, 12, generator=generator) * 0.5  # noise
+    tuned["b.weight"] += torch.randn(4, 16, generator=generator) * 0.1
+    base = {n: t for n, t in model.state_dict().items() if not n.startswith("head")}
+    return model, paring.diff(base, tuned)
+
+
+@pytest.mark.parametrize("kind", SUBSPACES)
+def test_the_search_is_never_worse_than_its_starts_and_leaves_the_base(kind: str, tmp_path: Path) -> None:
+    model, of = _tuned()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    wanted = before["b.weight"] + of["b.weight"]
+
+    def objective(m: torch.nn.Module) -> float:
+        return float((m.b.weight - wanted).square().sum() + (m.a.weight - before["a.weight"]).square().sum())
+
+    settings = SearchSettings(budget=60, seed=3)
+    how = Nps(subspaces=kind, parts=4)
+    found = prune_nps(of, model, objective, 0.25, how, settings, folder=tmp_path / "search")
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    starts = {name: score for name, score in found.result.start_scores.items() if score is not None}
+    assert {"magnitude", "rescaled magnitude"} <= set(starts) and ("dare" in starts) == (kind == "random")
+    assert found.result.score <= min(starts.values())
+    entries = sum(found.vector.change(n).places.count for n in found.vector)
+    assert entries <= num_kept(0.25, num_entries(of)) and set(found.vector.new) == {"head.weight", "head.bias"}
+    with found.vector.apply(model), torch.no_grad():
+        assert objective(model) == pytest.approx(found.result.score, rel=1e-5)
+    again = prune_nps(of, model, objective, 0.25, how, settings)
+    assert again.weights == found.weights
+    path = tmp_path / "small.delta.safetensors"
+    paring.save_delta(found.vector, path)
+    loaded = paring.load_delta(path)
+    assert loaded.facts["method"] == "nps" and loaded.facts["weights"] == dict(found.weights)
+    assert set(loaded) == set(found.vector) and all(torch.equal(loaded[n], found.vector[n]) for n in loaded)
+
+
+def test_magnitudes_of_the_starts_are_those_of_the_pruners() -> None:
+    model, of = _tuned()
+    scores: dict[str, float] = {}
+
+    def objective(m: torch.nn.Module) -> float:
+        return float(sum(((m.state_dict()[n] - base) * (i + 1.7)).abs().sum() for i, (n, base) in enumerate(before.items())))
+
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    found = prune_nps(of, model, objective, 0.1, Nps(parts=3), SearchSettings(budget=2))
+    for method, start in (("magnitude", "magnitude"), ("rescaled", "rescaled magnitude")):
+        with prune(of, method, 0.1).apply(model), torch.no_grad():
+            scores[start] = objective(model)
+    assert found.result.start_scores == pytest.approx(scores, rel=1e-6)
+
+
+def test_what_the_search_refuses() -> None:
+    model, of = _tuned()
+    with pytest.raises(ValueError, match="subspaces is 'none'; expected one of magnitude, layer"):
+        Nps(subspaces="none")
+    with pytest.raises(ValueError, match="parts is 1; expected a whole number, at least 2"):
+        Nps(parts=1)
+    with pytest.raises(ValueError, match="expected a number above 1"):
+        Nps(most=1.0)
+    with pytest.raises(DeltaError, match="zero everywhere"):
+        prune_nps(0 * of, model, lambda m: 0.0, 0.1)
+    with pytest.raises(ValueError, match="no finite score|finite"):
+        prune_nps(of, model, lambda m: math.nan, 0.1, Nps(parts=2), SearchSettings(budget=20))
+    with torch.no_grad():
+        model.a.bias += 1
+    with pytest.raises(DeltaError, match="is not the base of this delta"):
+        prune_nps(of, model, lambda m: 0.0, 0.1, Nps(parts=2))
