@@ -304,6 +304,16 @@ def test_one_tensor_here_and_two_where_the_delta_was_made() -> None:
         assert_same_bits(dict(model.state_dict()), state)
 
 
+def test_a_refusal_half_way_with_memory_shared() -> None:
+    state = {"a": torch.ones(4, 4), "b": torch.ones(2, 4), "c": torch.ones(2).half()}
+    model = Model(state)
+    model.b = model.a[:2]  # not the same tensor, but the same memory
+    vector = 1.0 * paring.diff(state, {"a": state["a"] + 1, "b": state["b"] + 2, "c": torch.full((2,), 6e4).half()})
+    with pytest.raises(DeltaError, match="'c': the change leads out of the range"):
+        (2 * vector).apply(model)
+    assert_same_bits(dict(model.state_dict()), state)
+
+
 @pytest.mark.parametrize("dtype", ["uint16", "uint32", "uint64", "float8_e5m2", "float8_e4m3fn", "int8", "bool", "complex64"])
 def test_few_entries_of_any_type(dtype: str, tmp_path: Path) -> None:
     before = torch.zeros(4, 64).to(getattr(torch, dtype))
