@@ -7,7 +7,6 @@ trusted; a tensor is read and decoded when it is needed, after its hash was chec
 
 import json
 import re
-import shutil
 import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -27,12 +26,14 @@ from paring.delta.checkpoint.header import make_header
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.delta.checkpoint.strict import parsed
 from paring.delta.checkpoint.tensorinfo import TensorInfo
+from paring.delta.checkpoint.write import FLUSH_BYTES, put
 from paring.delta.encode import Encoded, decode, encode
 from paring.delta.errors import DeltaError
 from paring.delta.manifest import KEY, Entry, Manifest, changed_twice, dump, is_plain, parse, stored_name
 from paring.delta.sources import BaseLike, as_source
 from paring.delta.taskvector import Lazy, TaskVector
 from paring.files import replacing, replacing_folder
+from paring.syscalls import start_writing
 
 INDEX = "delta.safetensors.index.json"
 _IN_MEMORY, _WORKERS = 64 << 20, 2
@@ -264,11 +265,13 @@ class _Spool:
         manifest = replace(head, entries=self._entries)
         header = make_header([info for infos in self._infos.values() for info in infos], {KEY: dump(manifest)})
         with replacing(path, overwrite) as temporary:
-            with temporary.open("wb") as out:
-                out.write(header)
+            with temporary.open("wb", buffering=0) as out:
+                put(out, memoryview(header))
                 for file in self._widths.values():
                     file.seek(0)
-                    shutil.copyfileobj(file, out, 16 << 20)
+                    while piece := file.read(FLUSH_BYTES):
+                        put(out, memoryview(piece))
+                        start_writing(out.fileno(), out.tell() - len(piece), len(piece))
         return path.stat().st_size
 
 
