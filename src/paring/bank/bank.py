@@ -8,9 +8,9 @@
     with bank.use("legal") as model:          # and nobody swaps while this block runs
         model.generate(...)
 
-A swap writes back what stood under the leaving delta and then the entering delta's entries. What is written are entries of
-the tuned model, made once from the base when a delta is first used: so no rounding adds up, however often one swaps. Running
-forwards are waited for.
+A swap writes the base's entries under the leaving delta, then the entering delta's. Both are kept as they are in the base and
+in the tuned model, made once when a delta is first used: so a swap computes nothing, and no rounding adds up however often
+one swaps. Running forwards are waited for.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,10 +38,11 @@ _SUFFIX = ".delta.safetensors"
 
 @dataclass(frozen=True)
 class Entries:
-    """What one delta writes into one tensor."""
+    """What one delta writes into one tensor, and what stands there in the base."""
 
     name: str
     places: Places
+    before: Tensor
     after: Tensor
 
 
@@ -74,7 +75,7 @@ class Bank:
         self._vectors: dict[str, tuple[TaskVector, dict[str, str]]] = {}
         self._prepared: dict[str, tuple[Entries, ...]] = {}
         self._active: str | None = None
-        self._under: tuple[Entries, ...] = ()  # what stood in the base under the active delta
+        self._on: tuple[Entries, ...] = ()  # the entries of the active delta, also when they were unloaded meanwhile
         self._home: str | None = None  # what is active outside of `use`
         self._users, self._mutex = 0, Lock()
         self._lock = SwapLock()
@@ -200,21 +201,21 @@ class Bank:
         if name == self._active:
             return
         refuse_claimed(self.model, "the bank cannot swap")
-        previous = self._active
-        self._put(self._under)
-        self._active, self._under = None, ()
+        previous, self._active = self._active, None
+        if previous is not None:
+            self._take_off(self._on)
         if name is None:
             return
         try:
             if name not in self._prepared:
                 self._prepared[name] = self._prepare(name)
-            entering = self._prepared[name]
-            self._under = tuple(Entries(e.name, e.places, e.places.gather(self._source.tensor(e.name))) for e in entering)
-            self._put(entering)
+            self._on = self._prepared[name]
+            for e in self._on:
+                e.places.scatter_(self._source.tensor(e.name), e.after)
             self._active = name
         except BaseException:
-            self._put(self._under)
-            self._under = ()
+            if name in self._prepared:
+                self._take_off(self._prepared[name])
             if previous is not None:
                 self._swap(previous)
             raise
@@ -228,13 +229,14 @@ class Bank:
             tensor = self._source.tensor(there)
             if tensor.dtype != change.dtype or tensor.shape != change.shape:
                 raise DeltaError(f"delta {name!r}: '{tensor_name}' of the model has become {list(tensor.shape)} {tensor.dtype}")
-            after = change.after(change.places.gather(tensor), f"delta {name!r}: '{tensor_name}'")
-            prepared.append(Entries(there, change.places, after))
+            before = change.places.gather(tensor)
+            after = change.after(before, f"delta {name!r}: '{tensor_name}'")
+            prepared.append(Entries(there, change.places, before, after))
         return tuple(prepared)
 
-    def _put(self, entries: Iterable[Entries]) -> None:
+    def _take_off(self, entries: Iterable[Entries]) -> None:
         for e in entries:
-            e.places.scatter_(self._source.tensor(e.name), e.after)
+            e.places.scatter_(self._source.tensor(e.name), e.before)
 
     def _joined(self, name: str) -> bool:
         """Whether ``name`` is in use by another thread, which this one now reads beside."""
