@@ -35,8 +35,10 @@ def main() -> None:
         runner = plan.runner("docstrings", arguments.out, arguments.workers, arguments.zoo)
         if not arguments.table:
             runner.confirm(plan.MOVING, plan.MOVING_TASKS, plan.SEEDS[:1], plan.MOVING_RATE)
+            runner.confirm(plan.MOVING_CONFIRMED)
             runner.screen(plan.MOVING)
         print(report.moving(runner, plan.MOVING, plan.MOVING_TASKS, plan.MOVING_RATE))
+        print(report.tests_by_task(runner, plan.MOVING_CONFIRMED))
         return
     for suite in arguments.suites:
         runner = plan.runner(suite, arguments.out, arguments.workers, arguments.zoo)

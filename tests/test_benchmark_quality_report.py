@@ -79,6 +79,8 @@ def test_a_table_of_what_is_there_so_far(tmp_path: Path) -> None:
     del runner.store.cells[runner.cell("kind", SLICES, 5e-3, 2).key]
     assert report.cells(runner, SLICES) == []
     moving = report.moving(runner, NAMES, ("module", "kind"), 5e-3)
+    tests = report.tests_by_task(runner, NAMES)
+    assert "| 79.0 ± 1.0 (3 seeds) | 78.5 ± 0.7 (2 seeds) | 79.0 ± 1.0 (3 seeds) |\n" in tests and "8 | - | - | - |\n" in tests
     assert "| static column, r 16 | 0.790 | 0.790 | 0.790 (0.005) |\n" in moving and "| LoRA, r 8 | - | - | - |\n" in moving
 
 

@@ -43,6 +43,20 @@ def moving(runner: Runner, methods: Sequence[str], tasks: Sequence[str], rate: f
     return "\n".join(out) + "\n"
 
 
+def tests_by_task(runner: Runner, methods: Sequence[str]) -> str:
+    """Test accuracy by task, with the number of seeds there are so far; a dash before the second."""
+    out = ["| method | " + " | ".join(runner.suite.tasks) + " |", "|---|" + "---:|" * len(runner.suite.tasks)]
+    for name in methods:
+        shown = []
+        for task in runner.suite.tasks:
+            keys = [runner.cell(task, name, runner.rate(name), seed).key for seed in SEEDS] if _known(runner, name) else []
+            tests = [runner.store.cells[key]["test"] for key in keys if key in runner.store.cells]
+            enough = f"{100 * mean(tests):.1f} ± {100 * stdev(tests):.1f} ({len(tests)} seeds)" if len(tests) > 1 else "-"
+            shown.append(enough)
+        out.append(f"| {METHODS[name].title} | {' | '.join(shown)} |")
+    return "\n".join(out) + "\n"
+
+
 def cells(runner: Runner, method: str) -> list[dict[str, Any]]:
     """The confirmed cells of a method: all tasks, all seeds; [] when one is missing."""
     suite = runner.suite
