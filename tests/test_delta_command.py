@@ -179,6 +179,13 @@ def test_bad_input(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str
     assert not (base.parent / "out").exists()
 
 
+def test_facts_do_not_command_the_terminal(tmp_path: Path) -> None:
+    vector = paring.diff({"a": torch.zeros(2)}, {"a": torch.ones(2)})
+    paring.save_delta(vector, tmp_path / "d.delta.safetensors", {"no\x1b[2Jte": "\x1b]0;mine\x07", "list": ["\x1b[31m"]})
+    said = "\n".join(lines(summarise(tmp_path / "d.delta.safetensors")))
+    assert "\x1b" not in said and "\x07" not in said and "mine" in said
+
+
 def test_a_size_is_read(capsys: pytest.CaptureFixture[str]) -> None:
     from paring.cli.deltas import _size
 

@@ -92,7 +92,9 @@ def lines(summary: Summary, *, width: int = 100) -> Iterator[str]:
     if m.removed:
         yield f"removed  {', '.join(m.removed)}"
     for key, value in m.facts.items():
-        text = repr(value) if not isinstance(value, str) else value
+        # Anybody may have written them: what is no character to print would be an order to the terminal.
+        text = "".join(c if c.isprintable() else "\ufffd" for c in (value if isinstance(value, str) else repr(value)))
+        key = "".join(c if c.isprintable() else "\ufffd" for c in key)
         yield f"{key:<8} {text if len(text) <= width else text[: width - 1] + '…'}"
     yield ""
     longest = max((len(r.name) for r in summary.rows), default=4)
