@@ -1,7 +1,8 @@
 """``paring diff``, ``paring apply`` and a fingerprint on a synthetic checkpoint, as whole processes, each beside its raw floor.
 
 A round starts a process that only imports what the commands do, then each command, and right after it measures the floor of
-what it read and wrote. Files are in the page cache; the cache of fingerprints is empty before each command.
+what it read and wrote. A command's time is from when it has imported the same until it has returned. Files are in the page
+cache; the cache of fingerprints is empty before each command.
 """
 
 import os
@@ -21,14 +22,17 @@ from paring.delta.checkpoint.fingerprint import fingerprint
 from paring.delta.checkpoint.read import open_checkpoint
 
 COMMANDS = ("diff", "apply", "fingerprint")
-_IMPORTS = "import paring.cli.main, paring.delta.diff, paring.delta.files, paring.delta.patch"
-_PARING = "import sys; from paring.cli.main import main; sys.exit(main())"
-_FINGERPRINT = f"""
-{_IMPORTS}, sys
+_START = """
+import sys, time
+import paring.delta.diff, paring.delta.files, paring.delta.patch
+from paring.cli.main import main
 from paring.delta.checkpoint.fingerprint import fingerprint
 from paring.delta.checkpoint.read import open_checkpoint
-fingerprint(open_checkpoint(sys.argv[1]))
+print(time.monotonic(), flush=True)
 """
+_END = "\nprint(time.monotonic(), flush=True)"
+_PARING = _START + "code = main()" + _END + "\nsys.exit(code)"
+_FINGERPRINT = _START + "fingerprint(open_checkpoint(sys.argv[1]))" + _END
 
 
 def run(name: str, rounds: int, work: Path, path: Path) -> Record:
@@ -59,7 +63,7 @@ def run(name: str, rounds: int, work: Path, path: Path) -> Record:
 def one_round(base: Path, tuned: Path, folder: Path, number: int) -> Record:
     delta, applied, scratch = folder / "tuned.delta.safetensors", folder / "applied", folder / "floor"
     shutil.rmtree(applied, ignore_errors=True)
-    found: Record = {"start": asdict(_python(_IMPORTS))}
+    found: Record = {"start": asdict(_python(_START + _END))}
     # apply reads what diff wrote; the fingerprint stands before, between or after them.
     order = ["diff", "apply"]
     order.insert(number % 3, "fingerprint")
@@ -96,5 +100,6 @@ def _python(code: str, *arguments: str) -> Measured:
 
 
 def _line(found: Record) -> str:
-    start_s = found["start"]["wall_s"]
-    return ", ".join(f"{c} {found[c]['wall_s'] - start_s:.2f} s" for c in COMMANDS) + f" beyond a start of {start_s:.2f} s"
+    return (
+        ", ".join(f"{c} {found[c]['work_s']:.2f} s" for c in COMMANDS) + f" in a process of {found['start']['around_s']:.2f} s"
+    )
