@@ -48,9 +48,19 @@ def jobs(args: argparse.Namespace) -> list[str]:
 
 
 def finished(path: Path) -> bool:
-    if path.exists():
-        print(f"{path.stem}: finished on {record.read(path)['date']}; --again measures it anew")
-    return path.exists()
+    if not path.exists():
+        return False
+    rec = record.read(path)
+    if earlier(rec):
+        print(f"{path.stem}: was measured by an earlier version, with the start of processes in it; anew")
+        return False
+    print(f"{path.stem}: finished on {rec['date']}; --again measures it anew")
+    return True
+
+
+def earlier(rec: Record) -> bool:
+    """Whether a record of commands is from before their work was timed apart from their processes."""
+    return "rounds" in rec and "work_s" not in rec["rounds"][0]["diff"]
 
 
 def run(part: str, args: argparse.Namespace, work: Path, path: Path) -> None:
@@ -77,7 +87,8 @@ def tables(folder: Path) -> str:
         path = folder / f"delta_{name}.json"
         if path.exists():
             rec = record.read(path)
-            found += [_table(name, rec), report.verdict_lines(rec)]
+            outdated = f"{path.name} was measured by an earlier version: run it again"
+            found += [outdated] if earlier(rec) else [_table(name, rec), report.verdict_lines(rec)]
     return "\n\n".join(found) or f"no results in {folder}"
 
 
