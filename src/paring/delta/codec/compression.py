@@ -12,8 +12,8 @@ takes 4 bytes at least. What claims to unfold further is refused before memory i
 
 What the codecs beside this one make of differences are bytes with few repeats but a skewed distribution, in which repeats are
 mostly chance, and cost more than the plain Huffman code saves them. So the writer looks for them in a table of 64 entries only,
-the least there is: runs and short periods are found all the same, and against level 1 the exact differences of a bf16 fine-tune
-take 3 % less, in 0.4 of the time. Higher levels take more than level 1.
+the least there is: runs and short periods are found all the same, and against level 1 the low bytes of exact differences of
+bf16 fine-tunes take 3 to 8 % less, in 0.4 to 1.0 of the time: the fewer of them are zero, the faster.
 """
 
 import itertools
