@@ -26,7 +26,7 @@ ifneq ($(TORCH),)
 else
 	$(PIP) torch==2.13.0+cpu 2>/dev/null || $(PIP) torch==2.13.0 --index-url $(CPU_INDEX) || $(PIP) torch==2.13.0
 endif
-	$(PIP) --constraint constraints.txt --editable '.[train,plot,text,peers,trl,dev]'
+	$(PIP) --constraint constraints.txt --editable '.[train,plot,text,peers,trl,ray,dev]'
 	touch $@
 
 demo: $(READY)

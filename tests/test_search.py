@@ -80,6 +80,17 @@ def test_bounds_are_kept_and_reached(dims: int) -> None:
     assert sum(last) > 0.4 * sum(high for _, high in bounds)
 
 
+def test_rounding_leaves_no_bounds() -> None:
+    """-1 + (0.1 - -1) and the like are above the upper bound, which a candidate on it must not be."""
+    rng = np.random.default_rng(0)
+    low = rng.uniform(-1, 0, 1000)
+    high = rng.uniform(0.01, 0.1, 1000)
+    assert (low + (high - low) > high).any()
+    driver = Driver(1000, {}, SearchSettings(bounds=tuple(zip(low, high, strict=True))))
+    assert driver._in_bounds([1.0] * 1000) == pytest.approx(tuple(high))
+    assert (np.array(driver._in_bounds([1.0] * 1000)) <= high).all()
+
+
 @pytest.mark.parametrize("population", [4, 5, 6, 30])
 def test_population(population: int) -> None:
     found = search(shifted, 5, ONES, SearchSettings(budget=1 + 3 * population, population=population))
@@ -173,7 +184,10 @@ def test_stops() -> None:
     flat = search(lambda vector: 1.0, 5, ONES, SearchSettings(patience=20))
     assert (flat.stopped_because, flat.num_evaluations) == ("patience", 1 + 3 * 8)
     loose = search(shifted, 5, ONES, SearchSettings(budget=1000, patience=30, tolerance=0.1))
-    assert loose.stopped_because == "patience" and loose.num_evaluations < 200
+    strict = search(shifted, 5, ONES, SearchSettings(budget=1000, patience=30))
+    assert loose.stopped_because == "patience" and loose.num_evaluations < strict.num_evaluations
+    starts = {str(i): [1.0] * 5 for i in range(7)}
+    assert search(lambda vector: 1.0, 5, starts, SearchSettings(patience=9)).num_evaluations == 7 + 2 * 8  # not 7 + 8
     aimed = search(shifted, 5, ONES, SearchSettings(budget=1000, target=0.1))
     assert aimed.stopped_because == "target" and aimed.score <= 0.1
     assert all(e.score > 0.1 for e in aimed.history if e.generation < aimed.history[-1].generation)

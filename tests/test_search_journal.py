@@ -65,8 +65,21 @@ def test_what_is_written(tmp_path: Path, whole: list[tuple[Any, ...]]) -> None:
 def test_a_finished_search_is_read_back(tmp_path: Path) -> None:
     first = run(tmp_path)
     before = (tmp_path / "search.jsonl").read_bytes()
+    with (tmp_path / "search.jsonl").open("ab") as file:
+        file.write(b'{"half')
     assert run(tmp_path, counted([], 0)) == first
     assert (tmp_path / "search.jsonl").read_bytes() == before
+
+
+def test_each_evaluation_is_written_when_it_ends(tmp_path: Path) -> None:
+    lines: list[int] = []
+
+    def objective(vector: Vector) -> float:
+        lines.append((tmp_path / "search.jsonl").read_bytes().count(b"\n"))
+        return bowl(vector)
+
+    run(tmp_path, objective)
+    assert lines == list(range(1, 61))
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 5, 9, 30, 59])

@@ -12,6 +12,7 @@ candidates and find the same.
 from paring.search.driver import Candidate, Driver
 from paring.search.executors import Executor, InProcess, Objective, Outcome
 from paring.search.journal import Evaluation
+from paring.search.ray_executor import RayExecutor
 from paring.search.run import Progress, Result, search
 from paring.search.settings import SearchError, SearchSettings, Vector
 
@@ -24,6 +25,7 @@ __all__ = [
     "Objective",
     "Outcome",
     "Progress",
+    "RayExecutor",
     "Result",
     "SearchError",
     "SearchSettings",

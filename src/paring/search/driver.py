@@ -21,13 +21,7 @@ import numpy as np
 
 from paring.search.settings import SearchError, SearchSettings, Vector, checked_starts
 
-_OPTIONS = {  # no output, no files, no files read, pycma's own seeding off
-    "verbose": -10,
-    "verb_disp": 0,
-    "verb_log": 0,
-    "signals_filename": "",
-    "seed": float("nan"),
-}
+_OPTIONS = {"verbose": -10, "seed": float("nan")}  # no output, no files written or read; pycma seeds nothing
 
 
 @dataclass(frozen=True)
