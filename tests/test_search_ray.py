@@ -17,11 +17,7 @@ import torch
 from paring.search import Objective, Progress, RayExecutor, Result, SearchError, SearchSettings, Vector, search
 
 pytest.importorskip("ray", reason="Ray is not installed (pip install 'paring[ray]')")
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:::ray"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray's pipes to the processes it started
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:::ray")
 
 STARTS = {"ones": [1.0] * 4}
 SETTINGS = SearchSettings(budget=60)
