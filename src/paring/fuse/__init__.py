@@ -1,0 +1,1 @@
+"""Many deltas into one: merge methods as pure functions on tensors (``registry.METHODS``)."""

@@ -1,0 +1,153 @@
+"""What a merge method is given of one tensor, and how it reads it: in pieces that stay in the cache.
+
+The models' tensors come as they are stored (bf16 from a memory map, say) and are turned into fp32 piece by piece, so that
+merging n models needs no fp32 copy of any of them: beside the output a method holds a few pieces of ``PIECE`` entries.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+PIECE = 1 << 16  # entries: 256 KB of fp32, so that a few models' pieces share a core's cache
+_DEVICE_PIECE = 1 << 24  # where a call costs more than what it moves
+
+Value = float | int | bool | str | None
+
+
+class FuseError(ValueError):
+    """Tensors or parameters that cannot be merged; the message names them, what was found, what was expected, the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One tensor of several models.
+
+    Attributes:
+        name: of the tensor; with ``seed`` and a model's key it seeds what is drawn at random.
+        models: of one shape, any float type, on one device; only read.
+        base: the pretrained model's tensor, or None where there is none.
+        parameters, per_model: resolved (``Method.resolve``): every key is there.
+        keys: what the models are called in messages and in seeds, whatever their order; default: "0", "1" ...
+        differences: which of ``models`` are differences from the base instead of weights; default: none.
+        seed: of methods that draw.
+        cuts: of ``scope: global`` (``paring.fuse.scope``): where each model's threshold falls in this tensor; None: found in
+            this tensor alone.
+
+    Raises:
+        FuseError: shapes differ, a type is not a float type, or a difference has no base.
+    """
+
+    name: str
+    models: tuple[Tensor, ...]
+    base: Tensor | None = None
+    parameters: Mapping[str, Value] = field(default_factory=dict)
+    per_model: tuple[Mapping[str, Value], ...] = ()
+    keys: tuple[str, ...] = ()
+    differences: tuple[bool, ...] = ()
+    seed: int = 0
+    cuts: "tuple[Cut, ...] | None" = None
+
+    def __post_init__(self) -> None:
+        n = len(self.models)
+        for attribute, default in (("keys", tuple(str(i) for i in range(n))), ("differences", (False,) * n)):
+            object.__setattr__(self, attribute, getattr(self, attribute) or default)
+        if n == 0:
+            raise FuseError(f"'{self.name}': no model; expected at least one")
+        if len(self.keys) != n or len(self.differences) != n or len(set(self.keys)) != n:
+            raise FuseError(f"'{self.name}': {n} models, with keys {list(self.keys)}; expected one of its own for each")
+        if any(self.differences) and self.base is None:
+            raise FuseError(f"'{self.name}': model '{self._difference()}' is a difference; expected its base beside it")
+        first = self.models[0] if self.base is None else self.base
+        whose = f"model '{self.keys[0]}'" if self.base is None else "the base"
+        for key, tensor in [("", first), *zip(self.keys, self.models, strict=True)]:
+            what = f"model '{key}'" if key else whose
+            if not tensor.is_floating_point():
+                raise FuseError(
+                    f"'{self.name}' of {what} is {tensor.dtype}; expected a float type (copy other tensors as they are)"
+                )
+            if tensor.shape != first.shape:
+                raise FuseError(
+                    f"'{self.name}' of {what} has shape {list(tensor.shape)}, of {whose} {list(first.shape)}; "
+                    "expected one shape: merge models of one architecture and vocabulary"
+                )
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.models[0].shape
+
+    @property
+    def numel(self) -> int:
+        return self.models[0].numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.models[0].device
+
+    def values(self, parameter: str) -> list[float]:
+        """One parameter of every model."""
+        return [float(one[parameter]) for one in self.per_model]  # type: ignore[arg-type]
+
+    def ranges(self, multiple: int = 1) -> Iterator[tuple[int, int]]:
+        """Beginnings and ends of pieces; each but the last a multiple of ``multiple`` entries long (whole rows)."""
+        size = PIECE if self.device.type == "cpu" else _DEVICE_PIECE
+        size = max(1, size // multiple) * multiple
+        for start in range(0, self.numel, size):
+            yield start, min(start + size, self.numel)
+
+    def weights(self, i: int, start: int, end: int) -> Tensor:
+        """A piece of a model: flat, fp32, to be read only; finite."""
+        piece = self._read(self.models[i], start, end, f"model '{self.keys[i]}'")
+        return piece + self.base_piece(start, end) if self.differences[i] else piece
+
+    def difference(self, i: int, start: int, end: int, base: Tensor | None = None) -> Tensor:
+        """A piece of a model minus the base: flat, fp32, to be read only; finite.
+
+        Args:
+            base: the base's piece, where it is at hand.
+        """
+        piece = self._read(self.models[i], start, end, f"model '{self.keys[i]}'")
+        return piece if self.differences[i] else piece - (self.base_piece(start, end) if base is None else base)
+
+    def base_piece(self, start: int, end: int) -> Tensor:
+        """A piece of the base: flat, fp32, to be read only; finite."""
+        assert self.base is not None
+        return self._read(self.base, start, end, "the base")
+
+    def _read(self, tensor: Tensor, start: int, end: int, whose: str) -> Tensor:
+        piece = tensor.reshape(-1)[start:end].float()
+        if not bool(torch.isfinite(piece.sum())) and not bool(piece.isfinite().all()):  # the sum may overflow by itself
+            at = start + int((~piece.isfinite()).nonzero()[0, 0])
+            raise FuseError(
+                f"'{self.name}' of {whose} holds {float(piece[at - start])} at entry {at:,} (of {self.numel:,}); "
+                "expected finite numbers: take another checkpoint of it, or leave the model out"
+            )
+        return piece
+
+    def _difference(self) -> str:
+        return self.keys[self.differences.index(True)]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which entries of one tensor are among the largest: those above a magnitude, and of that magnitude the first ones.
+
+    Attributes:
+        magnitude: fp32; negative: every entry.
+        end: of entries that have this very magnitude, those before this place (of the flat tensor) are in.
+    """
+
+    magnitude: float
+    end: int
+
+    def mask(self, magnitudes: Tensor, start: int) -> Tensor:
+        """Of a piece that begins at ``start``: bool."""
+        stop = start + magnitudes.numel()
+        if self.end >= stop:
+            return magnitudes >= self.magnitude
+        inside = magnitudes > self.magnitude
+        if self.end > start:
+            head = self.end - start
+            inside[:head] = magnitudes[:head] >= self.magnitude
+        return inside
