@@ -11,7 +11,8 @@ calibration data. With random subspaces DARE is a starting point, too.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ from paring.search.settings import SearchSettings
 from paring.slim.placing import Placing
 from paring.slim.pool import Pool, Selection
 from paring.slim.pruners import check_keep, num_entries, num_kept
+from paring.slim.remote import Workers
+from paring.slim.scoring import Objective, scorer
 from paring.slim.subspaces import SUBSPACES, Subspaces
-
-Objective = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def prune_nps(
     folder: str | Path | None = None,
     problem: Mapping[str, Any] | None = None,
     report: Callable[[Progress], None] | None = None,
+    workers: Workers | None = None,
 ) -> Slimmed:
     """Prunes a task vector to ``keep`` by searched weights.
 
@@ -93,7 +95,8 @@ def prune_nps(
         keep: in (0, 1], see ``paring.slim.pruners``.
         folder: where the search keeps its journal, to go on after a kill; None: nowhere.
         problem: what else the scores depend on (hash of the calibration data); a journal with another is refused.
-        report: is told of every generation.
+        report: is told of every evaluation.
+        workers: who scores the candidates, each on a model of its own; None: this process, on ``model``.
 
     Raises:
         ValueError: a setting. DeltaError: the model is another base, the task vector is zero, or no score was a number.
@@ -110,14 +113,10 @@ def prune_nps(
     scale = _restoring(vector, pool, cut)
     identity = {"base": vector.base.total, "norm": vector.norm(), "keep": keep, "subspaces": how.subspaces, "most": how.most}
 
-    with Placing(model, vector) as placing:
-
-        def score(x: Sequence[float]) -> float:
-            with torch.no_grad(), placing.candidate(pool.split(pool.select([v * scale for v in x]))):
-                return float(objective(model))
-
+    with Placing(model, vector) as placing, ExitStack() as stack:
+        score = scorer(placing, pool, scale, objective)
         result = search(
-            score,
+            score if workers is None else stack.enter_context(workers.executor(vector, pool, scale)),
             len(cut.names),
             _starts(cut, how, scale, keep),
             _settings(settings, how, cut, scale, keep),
