@@ -4,13 +4,16 @@ The models' tensors come as they are stored (bf16 from a memory map, say) and ar
 merging n models needs no fp32 copy of any of them: beside the output a method holds a few pieces of ``PIECE`` entries.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
-PIECE = 1 << 16  # entries: 256 KB of fp32, so that a few models' pieces share a core's cache
+PIECE = 1 << 15  # entries: 128 KB of fp32, so that a few models' pieces share a core's cache
 _DEVICE_PIECE = 1 << 24  # where a call costs more than what it moves
 
 Value = float | int | bool | str | None
@@ -18,6 +21,37 @@ Value = float | int | bool | str | None
 
 class FuseError(ValueError):
     """Tensors or parameters that cannot be merged; the message names them, what was found, what was expected, the remedy."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which entries of one tensor are among the largest: those above a magnitude, and of that magnitude the first ones.
+
+    Attributes:
+        magnitude: fp32; negative: every entry is in.
+        end: of entries that have this very magnitude, those before this place (of the flat tensor) are in.
+    """
+
+    magnitude: float
+    end: int
+
+    def keep(self, piece: Tensor, start: int) -> Tensor:
+        """A piece that begins at ``start``, with zeros for what is not in; flat, fp32."""
+        stop = start + piece.numel()
+        if self.end >= stop:
+            return hardshrink(piece, _below(self.magnitude))
+        if self.end <= start:
+            return hardshrink(piece, self.magnitude)
+        head = self.end - start
+        return torch.cat([hardshrink(piece[:head], _below(self.magnitude)), hardshrink(piece[head:], self.magnitude)])
+
+
+def _below(magnitude: float) -> float:
+    """The fp32 number before it, so that "above it" means "not below ``magnitude``"."""
+    return float(np.nextafter(np.float32(magnitude), np.float32(-np.inf)))
+
+
+Cuts = tuple[tuple[Cut, ...], ...]  # of every ranking that a method makes, in its order
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +66,8 @@ class Inputs:
         keys: what the models are called in messages and in seeds, whatever their order; default: "0", "1" ...
         differences: which of ``models`` are differences from the base instead of weights; default: none.
         seed: of methods that draw.
-        cuts: of ``scope: global`` (``paring.fuse.scope``): where each model's threshold falls in this tensor; None: found in
-            this tensor alone.
+        cuts: of ``scope: global`` (``paring.fuse.scope``): where the thresholds fall in this tensor; None: they are found
+            in this tensor alone.
 
     Raises:
         FuseError: shapes differ, a type is not a float type, or a difference has no base.
@@ -47,7 +81,8 @@ class Inputs:
     keys: tuple[str, ...] = ()
     differences: tuple[bool, ...] = ()
     seed: int = 0
-    cuts: "tuple[Cut, ...] | None" = None
+    cuts: Cuts | None = None
+    _flat: tuple[Tensor, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.models)
@@ -59,6 +94,8 @@ class Inputs:
             raise FuseError(f"'{self.name}': {n} models, with keys {list(self.keys)}; expected one of its own for each")
         if any(self.differences) and self.base is None:
             raise FuseError(f"'{self.name}': model '{self._difference()}' is a difference; expected its base beside it")
+        flat = tuple(t.reshape(-1) for t in (*self.models, *(() if self.base is None else (self.base,))))
+        object.__setattr__(self, "_flat", flat)
         first = self.models[0] if self.base is None else self.base
         whose = f"model '{self.keys[0]}'" if self.base is None else "the base"
         for key, tensor in [("", first), *zip(self.keys, self.models, strict=True)]:
@@ -96,58 +133,40 @@ class Inputs:
         for start in range(0, self.numel, size):
             yield start, min(start + size, self.numel)
 
-    def weights(self, i: int, start: int, end: int) -> Tensor:
-        """A piece of a model: flat, fp32, to be read only; finite."""
-        piece = self._read(self.models[i], start, end, f"model '{self.keys[i]}'")
-        return piece + self.base_piece(start, end) if self.differences[i] else piece
-
-    def difference(self, i: int, start: int, end: int, base: Tensor | None = None) -> Tensor:
-        """A piece of a model minus the base: flat, fp32, to be read only; finite.
+    def weights(self, i: int, start: int, end: int, step: int = 1) -> Tensor:
+        """A piece of a model: flat, fp32, finite; the caller's own, to be overwritten at will.
 
         Args:
+            step: every step-th entry of it.
+        """
+        piece = self._read(i, start, end, step)
+        return piece.add_(self.base_piece(start, end, step)) if self.differences[i] else piece
+
+    def difference(self, i: int, start: int, end: int, step: int = 1, base: Tensor | None = None) -> Tensor:
+        """A piece of a model minus the base: flat, fp32, finite; the caller's own.
+
+        Args:
+            step: every step-th entry of it.
             base: the base's piece, where it is at hand.
         """
-        piece = self._read(self.models[i], start, end, f"model '{self.keys[i]}'")
-        return piece if self.differences[i] else piece - (self.base_piece(start, end) if base is None else base)
+        piece = self._read(i, start, end, step)
+        return piece if self.differences[i] else piece.sub_(self.base_piece(start, end, step) if base is None else base)
 
-    def base_piece(self, start: int, end: int) -> Tensor:
-        """A piece of the base: flat, fp32, to be read only; finite."""
+    def base_piece(self, start: int, end: int, step: int = 1) -> Tensor:
+        """A piece of the base: flat, fp32, finite; the caller's own."""
         assert self.base is not None
-        return self._read(self.base, start, end, "the base")
+        return self._read(len(self.models), start, end, step)
 
-    def _read(self, tensor: Tensor, start: int, end: int, whose: str) -> Tensor:
-        piece = tensor.reshape(-1)[start:end].float()
-        if not bool(torch.isfinite(piece.sum())) and not bool(piece.isfinite().all()):  # the sum may overflow by itself
-            at = start + int((~piece.isfinite()).nonzero()[0, 0])
+    def _read(self, i: int, start: int, end: int, step: int) -> Tensor:
+        piece = self._flat[i][start:end:step].to(torch.float32, copy=True)
+        if not math.isfinite(float(piece.sum())) and not bool(piece.isfinite().all()):  # the sum may overflow by itself
+            at = int((~piece.isfinite()).nonzero()[0, 0])
+            whose = "the base" if i == len(self.models) else f"model '{self.keys[i]}'"
             raise FuseError(
-                f"'{self.name}' of {whose} holds {float(piece[at - start])} at entry {at:,} (of {self.numel:,}); "
+                f"'{self.name}' of {whose} holds {float(piece[at])} at entry {start + at * step:,} of {self.numel:,}; "
                 "expected finite numbers: take another checkpoint of it, or leave the model out"
             )
         return piece
 
     def _difference(self) -> str:
         return self.keys[self.differences.index(True)]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Which entries of one tensor are among the largest: those above a magnitude, and of that magnitude the first ones.
-
-    Attributes:
-        magnitude: fp32; negative: every entry.
-        end: of entries that have this very magnitude, those before this place (of the flat tensor) are in.
-    """
-
-    magnitude: float
-    end: int
-
-    def mask(self, magnitudes: Tensor, start: int) -> Tensor:
-        """Of a piece that begins at ``start``: bool."""
-        stop = start + magnitudes.numel()
-        if self.end >= stop:
-            return magnitudes >= self.magnitude
-        inside = magnitudes > self.magnitude
-        if self.end > start:
-            head = self.end - start
-            inside[:head] = magnitudes[:head] >= self.magnitude
-        return inside

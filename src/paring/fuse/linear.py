@@ -38,7 +38,7 @@ def linear(inputs: Inputs, out: Tensor) -> None:
         weights = [w / total for w in weights]
     flat = out.view(-1)
     for start, end in inputs.ranges():
-        merged = inputs.weights(0, start, end) * weights[0]
+        merged = inputs.weights(0, start, end).mul_(weights[0])
         for i in range(1, len(weights)):
             merged.add_(inputs.weights(i, start, end), alpha=weights[i])
         flat[start:end] = merged
@@ -55,7 +55,7 @@ def task_arithmetic(inputs: Inputs, out: Tensor) -> None:
         base = inputs.base_piece(start, end)
         merged = base.clone()
         for i, weight in enumerate(weights):
-            merged.add_(inputs.difference(i, start, end, base), alpha=weight * factor)
+            merged.add_(inputs.difference(i, start, end, base=base), alpha=weight * factor)
         flat[start:end] = merged
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from paring.fuse.inputs import FuseError, Inputs, Value
+from paring.fuse.inputs import Cuts, FuseError, Inputs, Value
 
 REQUIRED: Final = "required"
 SCOPES = ("tensor", "global")
@@ -81,6 +81,24 @@ Settings = Mapping[str, Value]
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """Numbers of one tensor that are ranked by size: a model's differences, say.
+
+    Attributes:
+        read: entries ``start:end:step``; flat, fp32, none negative.
+        counts: of how many of the largest the end is asked for, of n numbers of which some are not zero.
+        of_nonzero: whether these matter.
+    """
+
+    read: Callable[[int, int, int], Tensor]
+    counts: Callable[[int, int], Sequence[int]]
+    of_nonzero: bool = False
+
+
+Stage = Callable[[Inputs, Cuts], Sequence[Ranking]]  # given what the stages before found
+
+
+@dataclass(frozen=True)
 class Resolved:
     """Parameters with every key there, checked; they go into ``Inputs``."""
 
@@ -99,7 +117,7 @@ class Method:
         min_models, max_models: besides the base; None: any number.
         needs_data: calibration data.
         per_task_state: beside the merged tensor there is a mask and a scale for each task (``paring.fuse.emr``).
-        scopes: where thresholds can be taken: in each tensor, or over all of them.
+        stages: what it ranks before it merges, for thresholds; a later stage may need what an earlier one found.
         check: what must hold between parameters; raises FuseError with the method's name in front.
     """
 
@@ -113,12 +131,17 @@ class Method:
     max_models: int | None = None
     needs_data: bool = False
     per_task_state: bool = False
-    scopes: tuple[str, ...] = ("tensor",)
+    stages: tuple[Stage, ...] = ()
     check: Callable[[Settings, Sequence[Settings]], str | None] = lambda parameters, per_model: None
 
     @property
     def needs_base(self) -> bool:
         return self.base == "required"
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Where its thresholds can be taken: in each tensor, or over all of them."""
+        return SCOPES if self.stages else SCOPES[:1]
 
     def resolve(
         self, parameters: Mapping[str, Any], per_model: Sequence[Mapping[str, Any]], *, has_base: bool = True

@@ -23,13 +23,13 @@ Per-tensor values (gradients, filters) are resolved for each tensor: call ``reso
 
 from difflib import get_close_matches
 
-from paring.fuse import linear
+from paring.fuse import breadcrumbs, dare, della, linear, ties
 from paring.fuse.inputs import Cut, FuseError, Inputs, Value
 from paring.fuse.method import REQUIRED, Method, Parameter, Resolved
 
 __all__ = ["METHODS", "REQUIRED", "Cut", "FuseError", "Inputs", "Method", "Parameter", "Resolved", "Value", "method"]
 
-METHODS: dict[str, Method] = {one.name: one for family in (linear,) for one in family.METHODS}
+METHODS: dict[str, Method] = {one.name: one for family in (linear, ties, dare, breadcrumbs, della) for one in family.METHODS}
 
 
 def method(name: str) -> Method:

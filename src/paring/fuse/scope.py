@@ -1,0 +1,113 @@
+"""Where thresholds fall: in each tensor by itself, or in all tensors together (``scope: global``).
+
+TIES, breadcrumbs, SCE and PCB as their papers have them rank the entries of a whole task vector; mergekit ranks within each
+tensor, which keeps the same share of every tensor, however little it changed. A global threshold is found exactly, by two
+streamed readings of each model (``paring.slim.histogram``) and a third one up to where the last of the tied entries is.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paring.fuse.inputs import Cut, Cuts, FuseError, Inputs
+from paring.fuse.method import Method, Ranking, Stage
+from paring.fuse.selection import largest
+from paring.slim.histogram import Threshold, patterns, thresholds
+
+A = TypeVar("A")
+B = TypeVar("B")
+Map = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
+
+
+def local_cuts(inputs: Inputs, stages: Sequence[Stage]) -> Cuts:
+    """Of one tensor by itself; ``inputs.cuts`` where these are given."""
+    if inputs.cuts is not None:
+        return inputs.cuts
+    found: Cuts = ()
+    for stage in stages:
+        found += tuple(largest(r.read, inputs.ranges, inputs.numel, r.counts) for r in stage(inputs, found))
+    return found
+
+
+def global_cuts(method: Method, names: Sequence[str], load: Callable[[str], Inputs], map: Map = map) -> dict[str, Cuts]:
+    """Of all tensors together: for each name what goes into ``Inputs.cuts``.
+
+    Args:
+        names: of the tensors, in the order in which equal magnitudes count.
+        load: gives a tensor's inputs; called several times for each.
+        map: for several threads: ``executor.map``; a call reads all tensors of one model.
+
+    Raises:
+        FuseError: the method ranks nothing, or tensors differ in what is asked for (a gradient of densities).
+    """
+    if not method.stages:
+        raise FuseError(f"{method.name}: it ranks nothing, so there is no threshold over all tensors; expected scope: tensor")
+    found: dict[str, Cuts] = dict.fromkeys(names, ())
+    if not names:
+        return found
+    total = sum(load(name).numel for name in names)
+    for stage in method.stages:
+        rankings = len(stage(load(names[0]), found[names[0]]))
+        cuts = list(map(lambda i, stage=stage: _one(method, stage, i, names, load, found, total), range(rankings)))  # type: ignore[misc]
+        found = {name: found[name] + tuple(of[name] for of in cuts) for name in names}
+    return found
+
+
+def _one(
+    method: Method,
+    stage: Stage,
+    i: int,
+    names: Sequence[str],
+    load: Callable[[str], Inputs],
+    found: dict[str, Cuts],
+    total: int,
+) -> dict[str, tuple[Cut, ...]]:
+    """Cuts of one ranking."""
+
+    def ranking(name: str) -> tuple[Inputs, Ranking]:
+        inputs = load(name)
+        return inputs, stage(replace(inputs, cuts=None), found[name])[i]
+
+    def pieces() -> Iterator[tuple[None, Tensor]]:
+        for name in names:
+            inputs, ranked = ranking(name)
+            for start, end in inputs.ranges():
+                yield None, ranked.read(start, end, 1).cpu()
+
+    of_nonzero = ranking(names[0])[1].of_nonzero
+    nonzero = sum(int(torch.count_nonzero(piece)) for _, piece in pieces()) if of_nonzero else total
+    asked = {tuple(ranking(name)[1].counts(total, nonzero)) for name in names}
+    if len(asked) > 1:
+        raise FuseError(
+            f"{method.name}: scope: global with settings that differ between tensors; expected one density for all of a model's"
+        )
+    counts = asked.pop()
+    return _by_tensor(names, ranking, thresholds(pieces, 1, [(0, k) for k in counts]))
+
+
+def _by_tensor(
+    names: Sequence[str], ranking: Callable[[str], tuple[Inputs, Ranking]], at: Sequence[Threshold]
+) -> dict[str, tuple[Cut, ...]]:
+    """One cut for each threshold: tied entries are in up to where their number is reached."""
+    out: dict[str, tuple[Cut, ...]] = {}
+    left = [t.ties for t in at]
+    for name in names:
+        inputs, ranked = ranking(name)
+        ends = [0] * len(at)
+        open_ = [j for j, t in enumerate(at) if t.pattern > 0 and left[j]]
+        for start, end in inputs.ranges() if open_ else ():
+            p = patterns(ranked.read(start, end, 1).cpu())
+            for j in open_:
+                equal = np.flatnonzero(p == at[j].pattern)[: left[j]]
+                if equal.size:
+                    ends[j], left[j] = start + int(equal[-1]) + 1, left[j] - equal.size
+        out[name] = tuple(Cut(-1.0, inputs.numel) if t.pattern < 0 else Cut(_magnitude(t), ends[j]) for j, t in enumerate(at))
+    return out
+
+
+def _magnitude(t: Threshold) -> float:
+    return float("inf") if t.pattern == np.iinfo(np.int32).max else t.magnitude

@@ -1,0 +1,134 @@
+"""Thinning a difference: which of its entries take part in a merge, and what makes up for the others.
+
+    magnitude   the largest: int(density n) of n entries, at least one                           (TIES, DELLA's baseline)
+    outliers    the largest but for the int(gamma n) very largest                                (model breadcrumbs)
+    random      each with probability density                                                    (DARE)
+    magprune    each with a probability between density - epsilon and density + epsilon that grows linearly with the rank of
+                its magnitude in its row (of dimension 1)                                        (DELLA)
+
+With ``rescale`` what is kept is multiplied by ||tau||_1 / ||kept||_1, as mergekit does since 0.1.4 (DARE's paper: 1 / density,
+of which that is the value on average). A density of 1 thins nothing, whatever else is set.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from paring.fuse.draws import Draws, below
+from paring.fuse.inputs import Cuts, Inputs
+from paring.fuse.method import Ranking
+from paring.fuse.selection import Floats, Read
+
+Thin = Callable[[Tensor, int], Tensor]  # (a piece of a difference, where it starts), in order -> zeros where it is thinned
+Thinner = Callable[[Inputs, int, Cuts], Thin]  # of one model; each call begins anew
+Bools = npt.NDArray[np.bool_]
+
+
+def everything(piece: Tensor, start: int) -> Tensor:
+    return piece
+
+
+def num_kept(density: float, n: int) -> int:
+    return max(1, int(density * n))
+
+
+def by_magnitude(inputs: Inputs, found: Cuts) -> list[Ranking]:
+    """For each model, where its largest differences end."""
+
+    def counts(density: float) -> Callable[[int, int], list[int]]:
+        return lambda n, nonzero: [num_kept(density, n)]
+
+    return [Ranking(_magnitudes(inputs, i), counts(density)) for i, density in enumerate(inputs.values("density"))]
+
+
+def without_outliers(inputs: Inputs, found: Cuts) -> list[Ranking]:
+    """For each model, where its largest differences end and where the outliers among them do."""
+
+    def counts(density: float, gamma: float) -> Callable[[int, int], list[int]]:
+        def of(n: int, nonzero: int) -> list[int]:
+            kept = num_kept(density, n)
+            top = 0 if density >= 1 else min(int(gamma * n), n - kept)  # fewer outliers where the two exceed all there are
+            return [kept + top, top]
+
+        return of
+
+    settings = zip(inputs.values("density"), inputs.values("gamma"), strict=True)
+    return [Ranking(_magnitudes(inputs, i), counts(*of)) for i, of in enumerate(settings)]
+
+
+def largest(inputs: Inputs, i: int, cuts: Cuts) -> Thin:
+    """Of a model, what cuts keep: one, or two where outliers are taken out."""
+    inside, *outliers = cuts[i]
+    if not outliers or math.isinf(outliers[0].magnitude):
+        return inside.keep
+    return lambda piece, start: inside.keep(piece, start).sub_(outliers[0].keep(piece, start))
+
+
+def at_random(inputs: Inputs, i: int, cuts: Cuts) -> Thin:
+    density = inputs.values("density")[i]
+    if density >= 1:
+        return everything
+    draws, bound = Draws(inputs.seed, inputs.name, inputs.keys[i]), below(density)
+    return lambda piece, start: masked(piece, draws.take(piece.numel()) < bound)
+
+
+def by_rank(inputs: Inputs, i: int, cuts: Cuts) -> Thin:
+    """A model's pieces are whole rows."""
+    density, epsilon = inputs.values("density")[i], inputs.values("epsilon")[i]
+    if density >= 1:
+        return everything
+    draws, row = Draws(inputs.seed, inputs.name, inputs.keys[i]), inputs.shape[-1] if inputs.shape else 1
+
+    def thin(piece: Tensor, start: int) -> Tensor:
+        a = piece.abs().cpu().numpy().reshape(-1, row)
+        return masked(piece, _ranked_above(a, draws.take(a.size), density, epsilon).reshape(-1))
+
+    return thin
+
+
+def _ranked_above(a: Floats, drawn: npt.NDArray[np.uint32], density: float, epsilon: float) -> Bools:
+    """Which entries stay, by a coin whose chance grows with an entry's rank in its row.
+
+    The coin is tossed first: it says above which rank an entry stays (u < density - epsilon + 2 epsilon rank / (n - 1)), and
+    one look into the sorted row whether it is. Equal magnitudes have the lowest or the highest of their ranks, half the time
+    each.
+
+    Args:
+        a: magnitudes, [rows, n].
+        drawn: a number for each.
+    """
+    rows, n = a.shape
+    if n == 1:
+        return drawn.reshape(a.shape) < below(density)
+    ladder = np.empty((rows, n + 2), np.float32)
+    ladder[:, 0], ladder[:, -1] = -np.inf, np.inf
+    ladder[:, 1:-1] = a
+    ladder[:, 1:-1].sort(axis=1)
+    high = (drawn & 1).astype(np.int32)
+    scale = (n - 1) / (2 * epsilon)
+    place = (drawn >> 8).astype(np.float32)  # 24 bits: all that fp32 holds
+    place *= np.float32(scale * 2.0**-24)
+    place += np.float32(1 - scale * (density - epsilon))
+    np.clip(place, 0, n, out=place)
+    at = place.astype(np.int32).reshape(a.shape)  # 1 + the largest rank that is too low
+    at += high.reshape(a.shape)
+    at += np.arange(0, rows * (n + 2), n + 2, dtype=np.int32)[:, None]
+    bound = ladder.reshape(-1).take(at)
+    return np.where(high.reshape(a.shape).astype(bool), a >= bound, a > bound)
+
+
+def masked(piece: Tensor, keep: Bools) -> Tensor:
+    """A piece with zeros where it is not kept; in place."""
+    if piece.device.type == "cpu":
+        values = piece.numpy()
+        np.multiply(values, keep, out=values)
+        return piece
+    return piece.mul_(torch.from_numpy(keep).to(piece.device))
+
+
+def _magnitudes(inputs: Inputs, i: int) -> Read:
+    return lambda start, end, step: inputs.difference(i, start, end, step).abs_()

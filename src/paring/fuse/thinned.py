@@ -1,0 +1,95 @@
+"""Sums of thinned differences: theta_pre + lambda sum_i w_i thin(tau_i), as they are or of the elected sign alone.
+
+Election (TIES, Yadav et al. 2023, arXiv 2306.01708, steps 2 and 3): an entry's sign is that of sum_i w_i thin(tau_i), positive
+where that is zero; models that differ in it are left out of the sum, and, with normalize, of the weights that it is divided by.
+
+With y_i = max(0, sign w_i thin(tau_i)) the sum is sign * sum_i y_i, over sum_i w_i [y_i > 0]: in floats, without a mask.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from paring.fuse.inputs import Inputs
+from paring.fuse.method import Stage
+from paring.fuse.scope import local_cuts
+from paring.fuse.thin import Thin, Thinner, everything, masked
+
+_SMALL = 1e-7  # sums below are not divided by
+_ZERO = 1e-30  # nothing takes part: the sum is zero, too
+
+
+def merge(inputs: Inputs, out: Tensor, thinner: Thinner, stages: Sequence[Stage], *, elect: bool, row: int = 1) -> None:
+    """See above.
+
+    Args:
+        inputs: with weight, normalize, lambda, and rescale.
+        stages: what ``thinner`` needs.
+        row: entries that ``thinner`` must see together.
+    """
+    cuts = local_cuts(inputs, stages)
+    weights = inputs.values("weight")
+    thins: list[Thin] = []
+    factors: list[float] = []
+    for i in range(len(weights)):
+        thin, factor = thinner(inputs, i, cuts), 1.0
+        if inputs.parameters["rescale"] and thin is not everything:
+            thin, factor = rescaled(inputs, i, thin, row)
+        thins.append(thin)
+        factors.append(weights[i] * factor)
+    total = sum(weights) if inputs.parameters["normalize"] and not elect else 1.0
+    scale = float(inputs.parameters["lambda"]) / total  # type: ignore[arg-type]
+    divide = bool(inputs.parameters["normalize"])
+    flat = out.view(-1)
+    for start, end in inputs.ranges(row):
+        base = inputs.base_piece(start, end)
+        kept = [thin(inputs.difference(i, start, end, base=base), start) for i, thin in enumerate(thins)]
+        if elect:
+            merged = elected([k.mul_(f) for k, f in zip(kept, factors, strict=True)], weights if divide else None)
+            flat[start:end] = base.add_(merged, alpha=scale)
+        else:
+            for k, factor in zip(kept, factors, strict=True):
+                base.add_(k, alpha=factor * scale)
+            flat[start:end] = base
+
+
+def elected(terms: list[Tensor], weights: Sequence[float] | None) -> Tensor:
+    """Of weighted pieces (overwritten), the sum of those that have the elected sign, over their weights if these are given."""
+    sign = terms[0].clone()
+    for term in terms[1:]:
+        sign.add_(term)
+    sign.ge_(0).mul_(2).sub_(1)
+    total = torch.zeros_like(sign)
+    share = torch.zeros_like(sign)
+    for i, term in enumerate(terms):
+        term.mul_(sign).clamp_min_(0)
+        total.add_(term)
+        if weights is not None:
+            share.add_(term.sign_(), alpha=weights[i])
+    if weights is None:
+        return total.mul_(sign)
+    if min(weights) > 0:
+        share.clamp_min_(_ZERO)
+    else:
+        share.masked_fill_(share == 0, 1.0)  # as mergekit does where the weights of those that agree cancel
+    return total.mul_(sign).div_(share)
+
+
+def rescaled(inputs: Inputs, i: int, thin: Thin, row: int) -> tuple[Thin, float]:
+    """A thinning that is known to the end (a bit an entry is kept), and what restores the L1 norm."""
+    before, after = 0.0, 0.0
+    bits: dict[int, npt.NDArray[np.uint8]] = {}
+    for start, end in inputs.ranges(row):
+        piece = inputs.difference(i, start, end)
+        before += float(piece.abs().sum())
+        kept = thin(piece, start)
+        after += float(kept.abs().sum())
+        bits[start] = np.packbits((kept != 0).cpu().numpy())
+
+    def again(piece: Tensor, start: int) -> Tensor:
+        return masked(piece, np.unpackbits(bits[start], count=piece.numel()).view(np.bool_))
+
+    return again, before / after if min(before, after) >= _SMALL else 1.0
