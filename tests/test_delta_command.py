@@ -187,9 +187,9 @@ def test_facts_do_not_command_the_terminal(tmp_path: Path) -> None:
 
 
 def test_a_size_is_read(capsys: pytest.CaptureFixture[str]) -> None:
-    from paring.cli.deltas import _size
+    from paring.cli.deltas import byte_size
 
-    assert [_size(t) for t in ("1", "20KB", "1.5 GB", "5g")] == [1, 20_000, 1_500_000_000, 5_000_000_000]
+    assert [byte_size(t) for t in ("1", "20KB", "1.5 GB", "5g")] == [1, 20_000, 1_500_000_000, 5_000_000_000]
     with pytest.raises(SystemExit):
         main(["diff", "a", "b", "c", "--shard-size", "much"])
     assert "expected a size such as 500MB or 5GB" in capsys.readouterr().err

@@ -35,7 +35,7 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # mkstemp's are for the owner alone
-        _sync(temporary)
+        sync(temporary)
         if overwrite:
             temporary.replace(path)
         else:
@@ -65,16 +65,25 @@ def replacing_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for inner in temporary.rglob("*"):
-            _sync(inner)
-        _sync(temporary)
-        if overwrite and path.exists():
-            _exchange(temporary, path)
-        else:
-            _rename_to_new(temporary, path)
-        _sync(path.parent)
+            sync(inner)
+        sync(temporary)
+        put_in_place(temporary, path, overwrite)
     finally:  # what was not finished, or the old one
         shutil.rmtree(temporary, ignore_errors=True)
     _remove_leftovers(path)
+
+
+def put_in_place(folder: Path, path: Path, overwrite: bool) -> None:
+    """Gives a folder its name ``path``; with ``overwrite`` an old one there gets the name ``folder``, for the caller to remove.
+
+    Raises:
+        FileExistsError: ``path`` is there and ``overwrite`` is False.
+    """
+    if overwrite and path.exists():
+        _exchange(folder, path)
+    else:
+        _rename_to_new(folder, path)
+    sync(path.parent)
 
 
 def cache_folder() -> Path:
@@ -153,7 +162,7 @@ def _exchange(new: Path, old: Path) -> None:
     aside.rename(new)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """To disk: a file's content, or a folder's list of names."""
     handle = os.open(path, os.O_RDONLY)
     try:

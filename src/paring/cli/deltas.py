@@ -54,11 +54,11 @@ def add_parsers(subparsers: Any) -> None:
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shard-size", type=_size, metavar="SIZE", help="the most bytes of a file, e.g. 5GB")
+    parser.add_argument("--shard-size", type=byte_size, metavar="SIZE", help="the most bytes of a file, e.g. 5GB")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT, when the new one is whole")
 
 
-def _size(text: str) -> int:
+def byte_size(text: str) -> int:
     found = _SIZE.fullmatch(text.strip())
     number = int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " ")) if found else 0
     if number < 1:

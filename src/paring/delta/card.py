@@ -13,7 +13,7 @@ from paring.delta.files import load_delta
 from paring.delta.inspect import Row, Summary, summarise
 from paring.delta.taskvector import TaskVector
 
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 _LONGEST = 200
 
@@ -73,12 +73,12 @@ def front_matter(vector: TaskVector, library: str, tags: Sequence[str]) -> list[
 def hub_name(vector: TaskVector) -> str | None:
     """The base's name on the hub, where it was found under it; None for a local folder, of which only the last name is kept."""
     name = vector.base.origin.partition("@")[0]
-    return name if _HUB.fullmatch(name) else None
+    return name if HUB_NAME.fullmatch(name) else None
 
 
 def base_facts(base: Base) -> list[str]:
     """Rows of a table: where the base was found, and by what it is known again."""
-    origin = [f"| found at | {_cell(base.origin)} |"] if base.origin else []
+    origin = [f"| found at | {cell(base.origin)} |"] if base.origin else []
     return [*origin, f"| base's fingerprint | `{base.total}` ({len(base.tensors)} tensors) |"]
 
 
@@ -91,31 +91,31 @@ def _facts(vector: TaskVector, summary: Summary | None) -> Iterator[str]:
     else:
         yield "| exactness | differences are rounded numbers |"
     if vector.removed:
-        yield f"| left out of the base | {_cell(', '.join(vector.removed))} |"
+        yield f"| left out of the base | {cell(', '.join(vector.removed))} |"
     if summary:
         entries, kept = sum(r.entries for r in summary.rows), sum(r.kept for r in summary.rows)
         yield f"| keep | {kept:,} of {entries:,} entries of these tensors ({kept / entries if entries else 0:.4g}) |"
         yield f"| size | {summary.num_bytes:,} bytes, {summary.bits_per_parameter:.3f} bits for each parameter of the model |"
-        yield f"| written by | {_cell(summary.manifest.tool)} |"
+        yield f"| written by | {cell(summary.manifest.tool)} |"
     for key, value in vector.facts.items():
         if key != "config":  # the fine-tune's whole config.json
-            yield f"| {_cell(key)} | {_cell(value)} |"
+            yield f"| {cell(key)} | {cell(value)} |"
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:
     yield from ("## Layer by layer", "", "| layer | tensors | entries | kept | bytes | coding |", "|---|--:|--:|--:|--:|---|")
     for r in rows:
-        yield f"| {_cell(r.name)} | {r.tensors:,} | {r.entries:,} | {r.kept:,} | {r.stored:,} | {_cell(r.coding)} |"
+        yield f"| {cell(r.name)} | {r.tensors:,} | {r.entries:,} | {r.kept:,} | {r.stored:,} | {cell(r.coding)} |"
 
 
 def _title(vector: TaskVector, summary: Summary | None) -> str:
     of = f" of {base}" if (base := hub_name(vector)) else ""
     if summary is None:
         return f"A delta{of}"
-    return f"{_cell(summary.path.name.removesuffix('.safetensors').removesuffix('.delta'))}: a delta{of}"
+    return f"{cell(summary.path.name.removesuffix('.safetensors').removesuffix('.delta'))}: a delta{of}"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     """Text for one cell of a table: one line, no markup that would break it."""
     text = (
         value

@@ -49,18 +49,13 @@ def apply_to_checkpoint(
     checkpoint = open_checkpoint(base)
     source = CheckpointSource(checkpoint, base)
     found = vector.base.check(source)
-    plan = _plan(vector, source, found)
-    parts: dict[str, list[str]] = {}
-    for name in vector.changes:
-        whole = name if name in plan else split_part(name)[0]
-        if whole not in plan:
-            raise DeltaError(f"{source.called} has no tensor '{whole}', which the delta changes")
-        parts.setdefault(whole, []).append(name)
+    plan = outline(vector, source, found)
+    parts = changes_of(vector, source, plan)
 
     reporting = Lock()
 
     def content(name: str) -> Iterator[Tensor]:
-        tensor = _made(vector, source, plan[name], parts.get(plan[name].name, []))
+        tensor = made(vector, source, plan[name], parts.get(plan[name].name, []))
         with reporting:
             report(tensor.numel() * tensor.itemsize)
         yield tensor
@@ -78,7 +73,7 @@ def apply_to_checkpoint(
     )
 
 
-class _Planned(NamedTuple):
+class Planned(NamedTuple):
     """A tensor of the output: what it is, its name in the base (None: it is new), and in the delta."""
 
     info: TensorInfo
@@ -86,7 +81,7 @@ class _Planned(NamedTuple):
     name: str
 
 
-def _plan(vector: TaskVector, source: CheckpointSource, found: Mapping[str, str]) -> dict[str, _Planned]:
+def outline(vector: TaskVector, source: CheckpointSource, found: Mapping[str, str]) -> dict[str, Planned]:
     """The tensors of the output by name, in the base's order, new ones last."""
     ours = {there: name for name, there in found.items()}
     rename = _renaming(found)
@@ -94,15 +89,30 @@ def _plan(vector: TaskVector, source: CheckpointSource, found: Mapping[str, str]
     for there in source.names():
         name = ours.get(there) or rename(there)
         if there not in removed and name not in vector.new:
-            plan[name] = _Planned(TensorInfo(*source.extent(there)), there, name)
+            plan[name] = Planned(TensorInfo(*source.extent(there)), there, name)
     for alias, there in source.tied().items():  # a file that has a tied tensor under each of its names keeps them
         name, aliased = ours.get(there) or rename(there), rename(alias)
         if alias not in removed and aliased not in plan and aliased not in vector.new:
-            plan[aliased] = _Planned(TensorInfo(*source.extent(there)), there, name)
+            plan[aliased] = Planned(TensorInfo(*source.extent(there)), there, name)
     for name in vector.new:
         lazy = vector.changes[name]
-        plan[name] = _Planned(TensorInfo(lazy.dtype, lazy.shape), None, name)
+        plan[name] = Planned(TensorInfo(lazy.dtype, lazy.shape), None, name)
     return plan
+
+
+def changes_of(vector: TaskVector, source: CheckpointSource, plan: Mapping[str, Planned]) -> dict[str, list[str]]:
+    """For each planned tensor (by its name in the delta) the changes of it, or of parts of it.
+
+    Raises:
+        DeltaError: a change of a tensor that is not there.
+    """
+    parts: dict[str, list[str]] = {}
+    for name in vector.changes:
+        whole = name if name in plan else split_part(name)[0]
+        if whole not in plan:
+            raise DeltaError(f"{source.called} has no tensor '{whole}', which the delta changes")
+        parts.setdefault(whole, []).append(name)
+    return parts
 
 
 def _renaming(found: Mapping[str, str]) -> Callable[[str], str]:
@@ -117,7 +127,8 @@ def _renaming(found: Mapping[str, str]) -> Callable[[str], str]:
     return lambda n: n
 
 
-def _made(vector: TaskVector, source: CheckpointSource, planned: _Planned, changes: list[str]) -> Tensor:
+def made(vector: TaskVector, source: CheckpointSource, planned: Planned, changes: list[str]) -> Tensor:
+    """A tensor of base + delta, in memory of its own."""
     if planned.there is None:
         return vector.change(planned.name).values.view(planned.info.shape)
     tensor = source.tensor(planned.there)

@@ -40,7 +40,7 @@ def import_peft(adapter: str | Path, base: BaseLike) -> TaskVector:
     """
     folder = Path(adapter)
     settings = read_settings(_there(folder, "adapter_config.json"))
-    checkpoint = open_checkpoint(_there(folder, *_FILES))
+    checkpoint = open_checkpoint(find_adapter(folder))
     source = as_source(base)
     layers = _layers(base, source)
     parts = parts_of(checkpoint, settings)
@@ -66,6 +66,11 @@ def import_peft(adapter: str | Path, base: BaseLike) -> TaskVector:
     facts = {"method": "peft-lora", "adapter": plain_facts(settings)}
     every = isinstance(base, nn.Module)
     return TaskVector(changes, _base(source, rename, {rename(t) for t in listed}, changes, every), (), facts)
+
+
+def find_adapter(folder: str | Path) -> Path:
+    """The file of weights in an adapter's folder. FileNotFoundError: there is none."""
+    return _there(Path(folder), *_FILES)
 
 
 def _there(folder: Path, *names: str) -> Path:

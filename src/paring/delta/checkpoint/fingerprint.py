@@ -77,19 +77,31 @@ def fingerprint(checkpoint: Checkpoint, *, cache: bool = True) -> dict[str, str]
             same paths, sizes and times of change. A damaged one counts as none.
     """
     before = checkpoint.state()
-    path = _cache_path(before)
-    if cache and (found := _cached(path, before, checkpoint.names)) is not None:
+    if cache and (found := remembered(checkpoint)) is not None:
         return found
     # The largest first, so that the two threads end at about the same time.
     order = sorted(checkpoint.names, key=lambda name: -checkpoint.info(name).nbytes)
     with ThreadPoolExecutor(_THREADS) as pool:
         hashes = dict(zip(order, pool.map(lambda name: tensor_hash(checkpoint.pieces(name, _PIECE_BYTES)), order), strict=True))
     hashes = {name: hashes[name] for name in checkpoint.names}
-    if cache and checkpoint.state() == before:  # else someone wrote to it meanwhile
-        content = {"format": _CACHE_FORMAT, "files": before, "hashes": hashes}
-        with suppress(OSError):  # a cache that cannot be written costs time, next time
-            write_bytes(path, json.dumps(content).encode())
+    if cache:
+        remember(checkpoint, hashes, before)
     return hashes
+
+
+def remembered(checkpoint: Checkpoint) -> dict[str, str] | None:
+    """What ``fingerprint`` would give, if it is known already."""
+    state = checkpoint.state()
+    return _cached(_cache_path(state), state, checkpoint.names)
+
+
+def remember(checkpoint: Checkpoint, hashes: Mapping[str, str], before: list[tuple[str, int, int, int]]) -> None:
+    """Keeps the hashes of all tensors for later; ``before``: the checkpoint's state before they were taken."""
+    if checkpoint.state() != before:  # someone wrote to it meanwhile
+        return
+    content = {"format": _CACHE_FORMAT, "files": before, "hashes": {name: hashes[name] for name in checkpoint.names}}
+    with suppress(OSError):  # a cache that cannot be written costs time, next time
+        write_bytes(_cache_path(before), json.dumps(content).encode())
 
 
 def _cache_path(state: list[tuple[str, int, int, int]]) -> Path:

@@ -72,6 +72,18 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         return self._of(name).pieces(name, piece_bytes)
 
+    def mapped(self, name: str) -> Tensor:
+        """A tensor whose content stays in the file (where it is contiguous there) and is read when it is touched.
+
+        Not to be written to. A file that is cut off while its tensor is in use ends the process (SIGBUS). KeyError: it has no
+        such tensor.
+        """
+        return self._of(name).mapped(name)
+
+    def file_of(self, name: str) -> Path:
+        """The file that a tensor is in. KeyError: it has no such tensor."""
+        return self._of(name).path
+
     def state(self) -> list[tuple[str, int, int, int]]:
         """Absolute path, size, and times of the last change (content; anything), in ns, of each file, as they are now."""
         stats = [(str(shard.path.absolute()), shard.stat()) for shard in self._shards]

@@ -3,9 +3,10 @@
 Safetensors are read with ``pread`` into a buffer rather than mapped. Measured on a warm cache: hashing at 4.8 GB/s against
 4.4 GB/s through a mapping (no page faults, and the buffer stays in the CPU's cache); reading alone runs at 20 GB/s, and at
 3 GB/s into fresh memory each time, which is why buffers are kept. And a file that is cut off meanwhile is an error, where a
-mapping ends the process.
+mapping ends the process. ``mapped`` is for those who read several tensors side by side more than once and must not hold them.
 """
 
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ class Shard(Protocol):
     def tensor(self, name: str) -> Tensor: ...
 
     def pieces(self, name: str, piece_bytes: int) -> Iterator[Tensor]: ...
+
+    def mapped(self, name: str) -> Tensor: ...
 
     def stat(self) -> os.stat_result: ...
 
@@ -75,6 +78,20 @@ class SafetensorsShard:
         if len(self._buffers) < _KEPT:
             self._buffers.append(buffer)
 
+    def mapped(self, name: str) -> Tensor:
+        info, start = self.infos[name], self._starts[name]
+        if not info.nbytes:
+            return torch.empty(info.shape, dtype=info.dtype)
+        if self._fd < 0:
+            raise self._closed()
+        if (lacking := start + info.nbytes - self.stat().st_size) > 0:
+            raise self._cut_off(name, lacking)
+        skipped = start % mmap.ALLOCATIONGRANULARITY
+        # Private and writable: torch warns of memory that is not, and no writing reaches the file.
+        memory = mmap.mmap(self._fd, info.nbytes + skipped, access=mmap.ACCESS_COPY, offset=start - skipped)
+        flat = torch.frombuffer(memory, dtype=torch.uint8, offset=skipped)
+        return flat.view(info.dtype).view(info.shape)  # ends the mapping when it goes
+
     def stat(self) -> os.stat_result:
         return os.fstat(self._fd)
 
@@ -96,14 +113,20 @@ class SafetensorsShard:
     def _read(self, name: str, into: Tensor, start: int) -> None:
         """Fills ``into`` (bytes) from byte ``start`` of the tensor on."""
         if self._fd < 0:
-            raise ValueError(f"{self.path} has been closed; read its tensors before leaving the checkpoint")
+            raise self._closed()
         view = into.numpy().data
         position = self._starts[name] + start
         while view:
             done = os.preadv(self._fd, [view], position)
             if done == 0:
-                raise DeltaError(f"{self.path}: tensor {name!r} lacks {len(view):,} bytes: the file was cut off while in use")
+                raise self._cut_off(name, len(view))
             view, position = view[done:], position + done
+
+    def _closed(self) -> ValueError:
+        return ValueError(f"{self.path} has been closed; read its tensors before leaving the checkpoint")
+
+    def _cut_off(self, name: str, lacking: int) -> DeltaError:
+        return DeltaError(f"{self.path}: tensor {name!r} lacks {lacking:,} bytes: the file was cut off while in use")
 
 
 class TorchShard:
@@ -124,6 +147,10 @@ class TorchShard:
     def pieces(self, name: str, piece_bytes: int) -> Iterator[Tensor]:
         self._refuse_closed()
         return torchfile.flat_pieces(self._tensors[name], piece_bytes)
+
+    def mapped(self, name: str) -> Tensor:
+        self._refuse_closed()
+        return self._tensors[name].contiguous()
 
     def stat(self) -> os.stat_result:
         return self._stat

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
@@ -29,6 +30,21 @@ Named = tuple[str, TensorInfo]
 Content = Callable[[str], Iterable[Tensor]]
 
 FLUSH_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class LaidOut:
+    """One file before it is written: its name, its header, and its tensors in stored order, which follow one another."""
+
+    name: str
+    header: bytes
+    order: list[Named]
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.header) + sum(info.nbytes for _, info in self.order)
+
+
 _SINGLE = "model.safetensors"
 _PYTORCH = {"format": "pt"}  # transformers refuses files without it
 
@@ -70,35 +86,29 @@ def write_checkpoint(
     """
     out = Path(out)
     planned = list(tensors)
-    _refuse_twice([name for name, _ in planned])
     if out.suffix == ".safetensors":
         _refuse_folder(out)
-        header, order = _file(planned, metadata)
-        _refuse_no_room(out, len(header) + sum(info.nbytes for _, info in order))
+        file = _file(out.name, planned, metadata)
+        refuse_no_room(out, file.num_bytes)
         with replacing(out, overwrite) as temporary:
-            _write(temporary, header, order, content, ahead)
+            _write(temporary, file.header, file.order, content, ahead)
         return [out]
     if overwrite:
-        _refuse_foreign(out)
-    shards = plan(planned, shard_bytes)
-    laid = [_file(shard, metadata) for shard in shards]
-    names = (
-        [_SINGLE] if len(shards) == 1 else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    )
-    extra = {} if len(shards) == 1 else {f"{_SINGLE}.index.json": _index(shards, names)}
+        refuse_foreign(out)
+    laid, extra = lay_out(planned, shard_bytes, metadata)
     extra |= files or {}
     copies = [path for path in (companions(source) if source else []) if path.name not in extra]
-    num_bytes = sum(len(header) for header, _ in laid) + sum(info.nbytes for _, info in planned)
-    _refuse_no_room(out, num_bytes + sum(map(len, extra.values())) + sum(path.stat().st_size for path in copies))
+    num_bytes = sum(file.num_bytes for file in laid)
+    refuse_no_room(out, num_bytes + sum(map(len, extra.values())) + sum(path.stat().st_size for path in copies))
     with replacing_folder(out, overwrite) as folder:
         for path in copies:
             shutil.copyfile(path, folder / path.name)
         for name, text in extra.items():
             assert name == Path(name).name
             (folder / name).write_bytes(text)
-        for name, (header, order) in zip(names, laid, strict=True):
-            _write(folder / name, header, order, content, ahead)
-    return [out / name for name in [*names, *extra, *(path.name for path in copies)]]
+        for file in laid:
+            _write(folder / file.name, file.header, file.order, content, ahead)
+    return [out / name for name in [*(file.name for file in laid), *extra, *(path.name for path in copies)]]
 
 
 def plan(tensors: Sequence[Named], shard_bytes: int) -> list[list[Named]]:
@@ -116,10 +126,26 @@ def plan(tensors: Sequence[Named], shard_bytes: int) -> list[list[Named]]:
     return shards
 
 
-def _file(tensors: Sequence[Named], metadata: Mapping[str, str]) -> tuple[bytes, list[Named]]:
-    """Header and order of one file."""
+def lay_out(
+    tensors: Sequence[Named], shard_bytes: int, metadata: Mapping[str, str] = _PYTORCH
+) -> tuple[list[LaidOut], dict[str, bytes]]:
+    """The files of a checkpoint, and the content of its index by name (none for a single file).
+
+    Raises:
+        DeltaError: a name twice, a dtype that cannot be stored.
+    """
+    shards = plan(tensors, shard_bytes)
+    number = len(shards)
+    names = [_SINGLE] if number == 1 else [f"model-{i:05}-of-{number:05}.safetensors" for i in range(1, number + 1)]
+    _refuse_twice([name for name, _ in tensors])
+    laid = [_file(name, shard, metadata) for name, shard in zip(names, shards, strict=True)]
+    return laid, ({} if number == 1 else {f"{_SINGLE}.index.json": _index(shards, names)})
+
+
+def _file(name: str, tensors: Sequence[Named], metadata: Mapping[str, str]) -> LaidOut:
+    _refuse_twice([name for name, _ in tensors])
     order = sorted(tensors, key=lambda named: -named[1].dtype.itemsize)
-    return make_header(order, metadata), order
+    return LaidOut(name, make_header(order, metadata), order)
 
 
 def _index(shards: Sequence[Sequence[Named]], names: Sequence[str]) -> bytes:
@@ -204,7 +230,7 @@ def _refuse_folder(out: Path) -> None:
         raise FileExistsError(f"{out} is a folder, expected a file or nothing; take another name")
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path) -> None:
     """That overwriting removes a checkpoint, not someone's work: no folders inside, and weights, or nothing at all."""
     inner = sorted(out.iterdir()) if out.is_dir() else []
     folders = [path.name for path in inner if path.is_dir() and path.name != ".cache"]  # the hub's tools leave that one
@@ -213,7 +239,7 @@ def _refuse_foreign(out: Path) -> None:
         raise FileExistsError(f"{out} holds {what}, which overwriting it would remove; take another name, or remove it first")
 
 
-def _refuse_no_room(out: Path, num_bytes: int) -> None:
+def refuse_no_room(out: Path, num_bytes: int) -> None:
     there = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(there).free
     if free < num_bytes:

@@ -1,0 +1,92 @@
+"""``paring fuse``: many models and deltas into one. See ``paring.fuse``."""
+
+import argparse
+import sys
+import time
+from typing import Any, TextIO
+
+from paring.cli.deltas import byte_size
+
+_EVERY_S = 10.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the command; loads nothing."""
+    parser = subparsers.add_parser(
+        "fuse",
+        help="several models, deltas and adapters into one",
+        description="Merges checkpoints, deltas and PEFT adapters as a configuration says: mergekit's YAML, read strictly. "
+        "A run that is stopped goes on where it was when it is given again.",
+    )
+    parser.add_argument("config", metavar="CONFIG.yml", help="merge_method, models or slices, base_model, parameters, …")
+    parser.add_argument("out", metavar="OUT", help="a new folder")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, what it takes, and do nothing")
+    parser.add_argument("--allow", choices=("extra",), nargs="+", default=[], help="leave out tensors that the base lacks")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where it is computed: cpu, cuda, … (cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="tensors at a time (one a core)")
+    parser.add_argument("--shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="the most bytes of a file (5GB)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at OUT, when the new one is whole")
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.threads is not None and options.threads < 1:
+        raise ValueError(f"--threads {options.threads}: expected at least 1")
+    settings = {
+        "allow": options.allow,
+        "device": options.device,
+        "threads": options.threads,
+        "shard_bytes": options.shard_size,
+        "overwrite": options.overwrite,
+    }
+    if options.dry_run:
+        from paring.fuse.estimate import estimate
+
+        for line in estimate(options.config, options.out, **settings).lines():
+            print(line)
+        return 0
+    from paring.fuse.engine import fuse
+
+    progress = Progress(sys.stderr)
+    try:
+        fused = fuse(options.config, options.out, **settings, report=progress)
+    except KeyboardInterrupt:
+        progress.end()
+        print("paring: stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    finally:
+        progress.end()
+    kept = f"; {fused.kept} tensors were there from an earlier run" if fused.kept else ""
+    print(f"Wrote {options.out}: {fused.num_bytes:,} bytes of weights in {progress.seconds:.1f} s{kept}")
+    return 0
+
+
+class Progress:
+    """Says how many bytes are done: on a terminal in one line, elsewhere every ten seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._terminal = stream, stream.isatty()
+        self._begun = self._said = time.monotonic()
+        self._first: int | None = None
+        self._open = False
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        self._first = done if self._first is None else self._first
+        if now - self._said < (0.1 if self._terminal else _EVERY_S):
+            return
+        self._said = now
+        here = done - self._first
+        left = f", {(now - self._begun) * (total - done) / here:.0f} s left" if here else ""
+        line = f"fusing: {done / 1e9:.2f} of {total / 1e9:.2f} GB read and written{left}"
+        print(f"\r{line:<78}" if self._terminal else line, end="" if self._terminal else "\n", file=self._stream, flush=True)
+        self._open = self._terminal
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begun
+
+    def end(self) -> None:
+        if self._open:
+            print(file=self._stream)
+        self._open = False

@@ -1,0 +1,200 @@
+"""Whether models can be merged tensor by tensor: the same names, shapes and numbers of layers, or an error that names both.
+
+Names may have a prefix in one model that they lack in another (``bert.``). Integer buffers that newer versions of
+transformers do not save (position numbers) may be missing. A head may be missing where the model's configuration ties it to its
+embeddings: it then *is* the embeddings. Nothing else is made up or left out.
+"""
+
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import Any
+
+from paring.delta.align import align
+from paring.delta.checkpoint.fingerprint import tensor_hash
+from paring.delta.checkpoint.tensorinfo import TensorInfo
+from paring.delta.errors import DeltaError
+from paring.fuse.models import Model, model_config
+from paring.fuse.stacks import Stacks, stacks_of
+
+Names = Mapping[str, str]
+ALLOW = ("extra",)
+
+_SHOWN = 4
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "lm_head.decoder.weight")
+
+
+class Catalogue:
+    """One model under the names of another, the reference.
+
+    Attributes:
+        names: the reference's name -> the model's own. Of a head that is tied, the name of the embeddings.
+        extra: the model's tensors that the reference does not have.
+        stacks: of the reference's names.
+        config: the model's ``config.json``; None where there is none.
+    """
+
+    def __init__(self, model: Model, reference: Model) -> None:
+        self.model, self._reference, self.config = model, reference, model_config(model)
+        own = _stored(model)
+        found = align(_stored(reference), own) if model is not reference else {n: n for n in own}
+        self.rename = _renaming(found)
+        self.names: dict[str, str] = dict(found)
+        taken = set(found.values())
+        self.extra = {self.rename(name): name for name in own if name not in taken}
+        self.stacks = stacks_of([*self.names, *self.extra], self.config)
+
+    def info(self, name: str) -> TensorInfo:
+        """Of a tensor by the reference's name."""
+        return self.model.infos[self.own(name)]
+
+    def own(self, name: str) -> str:
+        """The model's name of a tensor.
+
+        Raises:
+            DeltaError: it has no such tensor.
+        """
+        found = self.names.get(name) or self.extra.get(name) or self._tied(name)
+        if found is None:
+            raise DeltaError(
+                f"{self.model.called} has no tensor '{name}', which {self._reference.called} has"
+                + (", and its configuration ties it to no other" if _is_head(name) else "")
+                + "; take a checkpoint that was saved whole"
+            )
+        return found
+
+    def has(self, name: str) -> bool:
+        return name in self.names or name in self.extra or self._tied(name) is not None
+
+    def ties(self, name: str) -> tuple[str, ...]:
+        """Further names, in the model, of the tensor ``name``, as its configuration ties them."""
+        if self._layers is not None:
+            inside = align([name], self._layers.tensors).get(name)
+            others = [n for n in self._layers.names_of(inside) if n != inside] if inside else []
+            return tuple(align([n], _stored(self.model)).get(n, n) for n in others)
+        if (self.config or {}).get("tie_word_embeddings") is True and name.endswith(_HEADS):
+            return tuple(n for n in self.model.infos if n.endswith(_EMBEDDINGS))
+        return ()
+
+    @cached_property
+    def _layers(self) -> Any:
+        """The modules of the model by its configuration, where transformers knows it; loads transformers."""
+        from paring.neighbours.layers import Layers, skeleton
+
+        try:
+            return Layers(skeleton(self.config)) if self.config else None
+        except (DeltaError, ImportError):
+            return None
+
+    def _tied(self, name: str) -> str | None:
+        return next((n for n in self.ties(name) if n in self.model.infos), None)
+
+
+def refuse_unlike(catalogue: Catalogue, reference: Catalogue, *, vocabulary: bool, allow: Collection[str]) -> None:
+    """That a whole model can be merged with the reference.
+
+    Args:
+        vocabulary: whether vocabularies may differ, since they are aligned later.
+        allow: "extra": tensors that the reference does not have are left out.
+
+    Raises:
+        DeltaError: different numbers of layers, a missing or extra tensor, or one of another shape.
+    """
+    model, there = catalogue.model, reference.model
+    for prefix, number in reference.stacks.sizes.items():
+        other = catalogue.stacks.sizes.get(prefix, number)
+        if other != number:
+            raise DeltaError(
+                f"{model.called} has {other} layers '{prefix}…', {there.called} has {number}; whole models need as many: give "
+                "slices with layer_range, or models of one architecture"
+            )
+    for name in reference.names:
+        if there.infos[name].dtype.is_floating_point:
+            catalogue.own(name)
+    extra = [name for name in catalogue.extra if not _is_copy(catalogue, reference, name)]
+    if extra and "extra" not in allow:
+        more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
+        raise DeltaError(
+            f"{model.called} has {len(extra)} tensors that {there.called} does not have: "
+            f"{', '.join(map(repr, extra[:_SHOWN]))}{more}; --allow extra leaves them out of the merge"
+        )
+    for name in reference.names:
+        if catalogue.has(name):
+            refuse_shape(name, catalogue, reference, vocabulary=vocabulary)
+
+
+def refuse_shape(name: str, catalogue: Catalogue, reference: Catalogue, *, vocabulary: bool) -> None:
+    """That a tensor has one shape in both. DeltaError: it has not."""
+    ours, theirs = catalogue.info(name), reference.info(name)
+    if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
+        raise DeltaError(
+            f"'{name}' is {ours.dtype} in {catalogue.model.called} and {theirs.dtype} in {reference.model.called}; convert one"
+        )
+    if ours.shape == theirs.shape:
+        return
+    here = f"'{name}' has shape {list(ours.shape)} in {catalogue.model.called}"
+    said = f"{here} and {list(theirs.shape)} in {reference.model.called}"
+    if is_vocabulary(name, catalogue) and ours.shape[1:] == theirs.shape[1:]:
+        if vocabulary:
+            return
+        raise DeltaError(
+            f"{said}: vocabularies of {ours.shape[0]:,} and {theirs.shape[0]:,} entries; tokenizer_source: base, or union, "
+            "aligns them"
+        )
+    raise DeltaError(f"{said}; models of one architecture and size can be merged")
+
+
+def is_vocabulary(name: str, catalogue: Catalogue) -> bool:
+    """Whether a tensor has a row for each entry of the vocabulary, as far as the configuration tells."""
+    config = catalogue.config or {}
+    text = config.get("text_config")
+    sizes = {c.get("vocab_size") for c in (config, text if isinstance(text, dict) else {})}
+    shape = catalogue.info(name).shape
+    return len(shape) >= 1 and (shape[0] in sizes or _is_head(name) or "embed_tokens" in name)
+
+
+def _is_copy(catalogue: Catalogue, reference: Catalogue, name: str) -> bool:
+    """Whether an extra tensor is an integer buffer, or a head that the reference ties and that *is* the embeddings."""
+    model, own = catalogue.model, catalogue.extra[name]
+    if not model.infos[own].dtype.is_floating_point:
+        return True
+    for tied in reference.ties(name):
+        if tied in reference.names and catalogue.has(tied):
+            first, second = (model.read(n) for n in (own, catalogue.own(tied)))
+            if tensor_hash([first.tensor]) == tensor_hash([second.tensor]) and first.difference == second.difference:
+                return True
+            raise DeltaError(
+                f"{model.called} has a '{name}' of its own, which {reference.model.called} ties to '{tied}'; save the base "
+                "untied (tie_word_embeddings: false), or leave the model out"
+            )
+    return False
+
+
+def _stored(model: Model) -> list[str]:
+    return [name for name in model.infos if name not in model.tied]
+
+
+def _renaming(found: Mapping[str, str]) -> Any:
+    """From the model's names to the reference's, as ``align`` found them."""
+    for name, own in found.items():
+        if name != own and name.endswith("." + own):
+            more = name.removesuffix(own)
+            return lambda n: more + n
+        if name != own and own.endswith("." + name):
+            less = own.removesuffix(name)
+            return lambda n: n.removeprefix(less)
+    return lambda n: n
+
+
+def _is_head(name: str) -> bool:
+    return name.endswith(_HEADS)
+
+
+def layers_of(catalogue: Catalogue, stacks: Stacks, stack: str) -> dict[int, set[str]]:
+    """For each layer of a stack the rests of its tensors' names."""
+    found: dict[int, set[str]] = {}
+    for name in [*catalogue.names, *catalogue.extra]:
+        place = stacks.place(name)
+        if place.stack == stack and place.layer >= 0:
+            found.setdefault(place.layer, set()).add(place.rest)
+    return found

@@ -1,0 +1,320 @@
+"""A merge carried out: tensor by tensor, several at a time, from files to files.
+
+Each thread takes the largest tensor that is left, reads its inputs where they lie (in the page cache, through a mapping: no
+copy of an input is held), and writes the merged one. One thread of PyTorch's works on a tensor, whatever their number, so the
+output's bytes do not depend on it. What a tensor takes in memory (its output, what is made of a delta) is known beforehand,
+and no tensor is begun for which there is no room; the largest always has it.
+"""
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Condition, Event, Lock
+
+import torch
+from torch import Tensor
+
+from paring.delta.checkpoint.companions import companions
+from paring.delta.checkpoint.fingerprint import remember, remembered, tensor_hash
+from paring.delta.checkpoint.write import LaidOut, lay_out
+from paring.delta.errors import DeltaError
+from paring.fuse.config import Config, Reference, read_config
+from paring.fuse.inputs import PIECE, Cut, FuseError, Inputs
+from paring.fuse.models import Read
+from paring.fuse.output import Output, refuse_present, writing
+from paring.fuse.plan import Job, Origin, Plan, make_plan
+from paring.fuse.record import other_files, run_key
+from paring.fuse.tokens import REPLACED, Vocabulary, align_vocabularies
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What a merge wrote.
+
+    Attributes:
+        files: all of them; num_bytes: of the weights.
+        kept: tensors that an earlier, interrupted run had finished.
+    """
+
+    files: tuple[Path, ...]
+    num_bytes: int
+    kept: int
+
+
+def fuse(
+    config: str | Path | Config,
+    out: str | Path,
+    *,
+    allow: Collection[str] = (),
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+    report: Report = lambda done, total: None,
+) -> Fused:
+    """Merges models as a configuration says, into a new folder that ``from_pretrained`` loads.
+
+    Args:
+        config: a file (see ``config.py``), or what ``read_config`` made of it.
+        allow: "extra": tensors that the base does not have are left out.
+        device: where it is computed; bytes may differ from one kind of device to another.
+        threads: how many tensors at a time; None: as many as there are cores. The output does not depend on it.
+        shard_bytes: the most bytes of a file.
+        overwrite: whether an old checkpoint at ``out`` is replaced, when the new one is whole.
+        report: is told of bytes done, read and written, and of all there are.
+
+    Raises:
+        ConfigError, FuseError, DeltaError: what is wrong with the configuration or the models, by line, file and tensor.
+        FileExistsError: ``out`` is there. OSError: the disk has no room. In each case nothing is there that was not before.
+        KeyboardInterrupt: as Ctrl-C does; the same call goes on where it was.
+    """
+    out = Path(out)
+    if out.suffix == ".safetensors":
+        raise ValueError(f"{out} is a file's name; a merge is written to a folder, with its configuration: take another name")
+    refuse_present(out.resolve(), overwrite)
+    config = config if isinstance(config, Config) else read_config(config)
+    plan = make_plan(config, allow)
+    vocabulary = align_vocabularies(plan)
+    files, index = laid_out(plan, vocabulary, shard_bytes)
+    runner = Runner(plan, vocabulary, torch.device(device), report)
+    before = {r: m.checkpoint.state() for r, m in plan.models.items() if m.checkpoint}
+    folder = plan.models[plan.main].folder
+    copies = companions(folder) if folder else []
+    other_bytes = sum(path.stat().st_size for path in copies)
+    key = run_key(plan, str(runner.device), shard_bytes, allow)
+    with writing(out, files, key, other_bytes=other_bytes, overwrite=overwrite) as output:
+        kept = len(output.kept)
+        with one_thread_each():
+            runner.run(output, threads or num_cores())
+        for reference, state in before.items():
+            checkpoint = plan.models[reference].checkpoint
+            assert checkpoint
+            if checkpoint.state() != state:
+                raise DeltaError(f"{plan.models[reference].called} was written to while it was read; fuse again")
+            remember(checkpoint, runner.hashes[reference], state)
+        extra = {path.name: path.read_bytes() for path in copies}
+        if vocabulary and vocabulary.files:
+            extra = {name: content for name, content in extra.items() if name not in REPLACED} | dict(vocabulary.files)
+        extra |= index | other_files(plan, vocabulary, output.hashes, runner.hashes, files)
+        for name, content in extra.items():
+            (output.folder / name).write_bytes(content)
+    names = [*(file.name for file in files), *extra]
+    return Fused(tuple(out / name for name in names), sum(file.num_bytes for file in files), kept)
+
+
+def laid_out(plan: Plan, vocabulary: Vocabulary | None, shard_bytes: int) -> tuple[list[LaidOut], dict[str, bytes]]:
+    """The output's files, and its index."""
+    infos = {job.name: vocabulary.info(job) if vocabulary and job.vocabulary else job.info for job in plan.jobs}
+    tensors = list(infos.items()) + [(alias, infos[job.name]) for job in plan.jobs for alias in job.aliases]
+    return lay_out(tensors, shard_bytes)
+
+
+def num_cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """PyTorch computes in the thread that asks; afterwards as it did before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Runner:
+    """Does the jobs of a plan.
+
+    Attributes:
+        hashes: of the inputs' tensors, by model and name; filled while running.
+    """
+
+    def __init__(self, plan: Plan, vocabulary: Vocabulary | None, device: torch.device, report: Report) -> None:
+        self.plan, self.device, self._vocabulary, self._report = plan, device, vocabulary, report
+        self._cuts: Mapping[str, tuple[tuple[Cut, ...], ...]] = {}
+        self.hashes: dict[Reference, dict[str, str]] = {}
+        for reference, model in plan.models.items():
+            if model.checkpoint:
+                self.hashes[reference] = dict(remembered(model.checkpoint) or {})
+        self._done, self._lock, self._stop = 0, Lock(), Event()
+        self._total = plan.input_bytes + plan.output_bytes
+
+    def run(self, output: Output, threads: int) -> None:
+        """Writes every tensor that is not there yet, and hashes every tensor of the inputs."""
+        jobs = sorted(self.plan.jobs, key=lambda job: -job.info.nbytes)
+        todo = [job for job in jobs if not {job.name, *job.aliases} <= output.kept.keys()]
+        room = _Room(self.room_bytes())
+        used = {(o.model, o.name) for job in todo for o in job.origins}
+        with ThreadPoolExecutor(threads) as pool:
+            self._count(sum(self._bytes(job) for job in jobs) - sum(self._bytes(job) for job in todo))
+            futures = [pool.submit(self._one, job, output, room) for job in todo]
+            for reference, hashes in self.hashes.items():
+                left = [n for n in self.plan.models[reference].infos if n not in hashes and (reference, n) not in used]
+                futures += [pool.submit(self._hash, reference, name) for name in left]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BaseException:
+                self._stop.set()
+                for future in futures:
+                    future.cancel()
+                raise
+
+    def room_bytes(self) -> int:
+        """The memory that threads share: of two outputs of the largest tensor, and enough for any."""
+        jobs = self.plan.jobs
+        return max([0, *(2 * job.info.nbytes for job in jobs), *map(self.held_bytes, jobs)])
+
+    def held_bytes(self, job: Job) -> int:
+        """The most memory that a tensor takes, beside the page cache and what does not grow with it."""
+        models = self.plan.models
+        found = job.info.nbytes + sum(models[o.model].held_bytes(o.name) for o in job.origins)
+        return found + (self._vocabulary.held_bytes(job) if self._vocabulary and job.vocabulary else 0)
+
+    def _bytes(self, job: Job) -> int:
+        models = self.plan.models
+        return job.info.nbytes * (1 + len(job.aliases)) + sum(models[o.model].infos[o.name].nbytes for o in job.origins)
+
+    def _one(self, job: Job, output: Output, room: "_Room") -> None:
+        if self._stop.is_set():
+            return
+        with room.of(self.held_bytes(job)):
+            merged = self._merged(job)
+            for name in (job.name, *job.aliases):
+                output.write(name, merged)
+        for origin in job.origins:
+            if origin.model in self.hashes:
+                self._hash(origin.model, origin.name)
+        self._count(self._bytes(job))
+
+    def _merged(self, job: Job) -> Tensor:
+        try:
+            if job.settings is None:
+                return self._copied(job)
+            inputs = self._inputs(job)
+            merged = torch.empty(inputs.shape, dtype=job.info.dtype, device=self.device)
+            self.plan.config.method(inputs, merged)
+            merged = merged.cpu()
+            if at := not_finite(merged):
+                raise FuseError(f"the merged value is {at[1]} at entry {at[0]:,}, out of the range of {job.info.dtype}")
+        except FuseError as error:
+            raise self._located(job, error) from error
+        return merged
+
+    def _inputs(self, job: Job) -> Inputs:
+        """What the method is given."""
+        assert job.settings is not None
+        base = self._weights(job.base).to(self.device) if job.base else None
+        aligning = self._vocabulary if job.vocabulary else None
+        models, differences = [], []
+        for origin in job.sources:
+            model = self.plan.models[origin.model]
+            read = model.read(origin.name)
+            beside = model.beside(origin.name) if read.difference and job.base else None
+            if read.difference and (aligning or beside is None or beside != self._stored(job.base)):
+                read = Read(self._weights(origin))
+            models.append(read.tensor.to(self.device))
+            differences.append(read.difference)
+        if aligning:
+            models, base = aligning.aligned(job, models, base)
+        return Inputs(
+            job.name,
+            tuple(models),
+            base,
+            job.settings.parameters,
+            job.settings.per_model,
+            job.keys,
+            tuple(differences),
+            self.plan.config.seed,
+            self._cuts.get(job.name),
+        )
+
+    def _weights(self, origin: Origin) -> Tensor:
+        """A tensor as weights; of a difference in fp32."""
+        model = self.plan.models[origin.model]
+        read = model.read(origin.name)
+        if not read.difference:
+            return read.tensor
+        base, name = model.beside(origin.name)
+        return read.tensor.add_(base.read(name).tensor)
+
+    def _stored(self, origin: Origin | None) -> tuple[object, str] | None:
+        return (self.plan.models[origin.model], origin.name) if origin else None
+
+    def _copied(self, job: Job) -> Tensor:
+        """An integer buffer, which is the same in all models."""
+        first = self._weights(job.sources[0])
+        for origin in job.sources[1:]:
+            other = self._weights(origin)
+            if other.dtype != first.dtype or not torch.equal(other, first):
+                called = [self.plan.models[o.model].called for o in (job.sources[0], origin)]
+                raise FuseError(
+                    f"{first.dtype} values that differ between {called[0]} and {called[1]}: there is no mean of whole numbers; "
+                    "make them agree first"
+                )
+        return first
+
+    def _located(self, job: Job, error: FuseError) -> Exception:
+        """An error that names the file in which a value is not finite, or else the tensor."""
+        for origin in job.origins:
+            model = self.plan.models[origin.model]
+            found = not_finite(model.read(origin.name).tensor)
+            if found:
+                where = model.checkpoint.file_of(origin.name) if model.checkpoint else model.called
+                return DeltaError(
+                    f"{where}: tensor '{origin.name}' holds {found[1]} at entry {found[0]:,}; expected finite numbers: take "
+                    "another checkpoint of this model, or leave it out"
+                )
+        text = str(error)
+        return error if f"'{job.name}'" in text else FuseError(f"'{job.name}': {text}")
+
+    def _hash(self, reference: Reference, name: str) -> None:
+        hashes, checkpoint = self.hashes[reference], self.plan.models[reference].checkpoint
+        if name not in hashes and checkpoint and not self._stop.is_set():
+            hashes[name] = tensor_hash([checkpoint.mapped(name)])
+
+    def _count(self, num_bytes: int) -> None:
+        with self._lock:
+            self._done += num_bytes
+            self._report(self._done, self._total)
+
+
+class _Room:
+    """Memory that threads share: each waits until what it needs is free."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._free, self._changed = num_bytes, Condition()
+
+    @contextmanager
+    def of(self, num_bytes: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= num_bytes)
+            self._free -= num_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += num_bytes
+                self._changed.notify_all()
+
+
+def not_finite(tensor: Tensor) -> tuple[int, float] | None:
+    """The first entry that is NaN or infinite, and what it is; None: all are finite."""
+    if not tensor.is_floating_point():
+        return None
+    flat = tensor.reshape(-1)
+    for start in range(0, flat.numel(), PIECE):
+        piece = flat[start : start + PIECE].float()
+        if not bool(torch.isfinite(piece.sum())):  # NaN or infinity, or a sum too large for fp32
+            bad = (~piece.isfinite()).nonzero()
+            if len(bad):
+                return start + int(bad[0, 0]), float(piece[bad[0, 0]])
+    return None

@@ -1,0 +1,140 @@
+"""What a merge would read, write and take: ``paring fuse --dry-run``.
+
+Time is measured, not known: how long the method takes on a piece of random numbers of one tensor's settings, and how fast the
+first input is read now. From a disk it is the second, from the page cache the first that counts.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from paring.fuse.config import Config, read_config
+from paring.fuse.engine import Runner, laid_out, num_cores, one_thread_each
+from paring.fuse.inputs import Inputs
+from paring.fuse.output import refuse_present
+from paring.fuse.plan import Job, Plan, make_plan
+from paring.fuse.tokens import align_vocabularies
+
+_SAMPLE = 1 << 20  # entries
+_READ_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """See above; ``seconds`` without the start of the process (which takes a second or two)."""
+
+    plan: Plan
+    out: Path
+    files: tuple[str, ...]
+    read_bytes: int
+    write_bytes: int
+    held_bytes: int
+    seconds: float
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        config, jobs = self.plan.config, self.plan.jobs
+        yield f"{config.method.name} ({config.method.paper}), scope: {config.scope}"
+        for reference in config.references:
+            model = self.plan.models[reference]
+            role = "base " if reference == config.base else "model"
+            size = sum(info.nbytes for name, info in model.infos.items() if name not in model.tied)
+            yield f"  {role} {model.called}: {len(model.infos):,} tensors, {size / 1e9:.3f} GB as weights"
+        types = Counter(str(job.info.dtype).removeprefix("torch.") for job in jobs)
+        copied = sum(job.settings is None for job in jobs)
+        yield f"  into  {self.out}: {len(jobs):,} tensors ({', '.join(f'{n:,} {t}' for t, n in types.items())})"
+        if copied:
+            yield f"  {copied} integer buffers are copied"
+        yield f"  files {', '.join(self.files[:4])}" + (f" and {len(self.files) - 4} more" if len(self.files) > 4 else "")
+        yield f"reads   {self.read_bytes / 1e9:.3f} GB"
+        yield f"writes  {self.write_bytes / 1e9:.3f} GB"
+        yield f"memory  about {self.held_bytes / 1e6:,.0f} MB beside Python, PyTorch and the page cache"
+        yield f"time    about {self.seconds:.1f} s"
+
+
+def estimate(
+    config: str | Path | Config,
+    out: str | Path,
+    *,
+    allow: Collection[str] = (),
+    device: str | torch.device = "cpu",
+    threads: int | None = None,
+    shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+) -> Estimate:
+    """What ``engine.fuse`` with the same arguments would do; it writes nothing.
+
+    Raises:
+        As ``engine.fuse``, as far as that shows without reading the models' tensors.
+    """
+    out = Path(out)
+    refuse_present(out.resolve(), overwrite)
+    config = config if isinstance(config, Config) else read_config(config)
+    plan = make_plan(config, allow)
+    vocabulary = align_vocabularies(plan)
+    files, _ = laid_out(plan, vocabulary, shard_bytes)
+    runner = Runner(plan, vocabulary, torch.device(device), lambda done, total: None)
+    threads = threads or num_cores()
+    reads = plan.input_bytes * (1 if config.scope == "tensor" else 2)
+    with one_thread_each():
+        entries = sum(job.info.shape.numel() * len(job.sources) for job in plan.jobs if job.settings)
+        compute_s = entries * _seconds_an_entry(plan, runner.device) / threads
+    seconds = max(compute_s, reads / _read_rate(plan)) + plan.output_bytes / _read_rate(plan)
+    return Estimate(
+        plan,
+        out,
+        tuple(file.name for file in files),
+        reads,
+        sum(file.num_bytes for file in files),
+        runner.room_bytes(),
+        seconds,
+    )
+
+
+def _seconds_an_entry(plan: Plan, device: torch.device) -> float:
+    """Of one model's, by one thread, for the method with the settings of the largest tensor."""
+    job = max((j for j in plan.jobs if j.settings), key=lambda j: j.info.nbytes, default=None)
+    if job is None:
+        return 0.0
+    inputs = _random(job, device)
+    out = torch.empty(inputs.shape, dtype=job.info.dtype, device=device)
+    plan.config.method(inputs, out)  # loads what is loaded once
+    begun = time.perf_counter()
+    plan.config.method(inputs, out)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begun) / inputs.numel / len(inputs.models)
+
+
+def _random(job: Job, device: torch.device) -> Inputs:
+    assert job.settings
+    width = job.info.shape[-1] if len(job.info.shape) > 1 else 1
+    shape = (max(1, min(_SAMPLE, job.info.shape.numel()) // width), width)
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(shape, generator=generator).mul_(0.02)
+    models = [base + torch.randn(shape, generator=generator).mul_(1e-4) for _ in job.sources]
+    return Inputs(
+        job.name,
+        tuple(m.bfloat16().to(device) for m in models),
+        base.bfloat16().to(device) if job.base else None,
+        job.settings.parameters,
+        job.settings.per_model,
+    )
+
+
+def _read_rate(plan: Plan) -> float:
+    """Bytes a second of the first checkpoint, as they are read now."""
+    for model in plan.models.values():
+        if model.checkpoint:
+            num_bytes, begun = 0, time.perf_counter()
+            for name in model.checkpoint.names:
+                for piece in model.checkpoint.pieces(name, 1 << 20):
+                    num_bytes += piece.nbytes
+                if num_bytes > _READ_BYTES:
+                    break
+            return max(num_bytes, 1) / max(time.perf_counter() - begun, 1e-9)
+    return 1e9

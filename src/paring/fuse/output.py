@@ -1,0 +1,202 @@
+"""A checkpoint that is written tensor by tensor, in any order, by several threads, and goes on after a kill.
+
+What is being written lies in a hidden folder beside the final one, ``.NAME.fuse``, with a journal: a line for the run (what is
+merged, by a hash), then one for each finished tensor, with the hash of its bytes. A run that is killed leaves it; the same run
+takes it up again and keeps each tensor whose bytes have the hash that stands in the journal. Another run, or an error,
+removes it. The folder gets its name when everything is in it and synced.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paring.delta.checkpoint.fingerprint import tensor_hash
+from paring.delta.checkpoint.tensorinfo import TensorInfo, raw_bytes
+from paring.delta.checkpoint.write import LaidOut, refuse_foreign, refuse_no_room
+from paring.files import put_in_place, sync
+from paring.syscalls import start_writing
+
+JOURNAL = "journal.jsonl"
+_FORMAT = 1
+_PIECE_BYTES = 1 << 20
+
+
+class BusyError(OSError):
+    """Another process is writing the same output."""
+
+
+class Output:
+    """The files of a checkpoint under way; see ``writing``.
+
+    Attributes:
+        folder: where they are.
+        kept: tensors that an earlier run finished, with their hashes; these are not written again.
+        hashes: of every finished tensor.
+    """
+
+    def __init__(self, folder: Path, files: Sequence[LaidOut], journal: int) -> None:
+        self.folder, self._journal, self._lock = folder, journal, Lock()
+        self._homes: dict[str, tuple[int, int, TensorInfo]] = {}
+        self._files: list[int] = []
+        self.hashes: dict[str, str] = {}
+        for file in files:
+            fd = os.open(folder / file.name, os.O_RDWR | os.O_CREAT, 0o666)
+            self._files.append(fd)
+            _write(fd, memoryview(file.header), 0)
+            position = len(file.header)
+            for name, info in file.order:
+                self._homes[name] = fd, position, info
+                position += info.nbytes
+            os.ftruncate(fd, position)
+
+    @property
+    def kept(self) -> Mapping[str, str]:
+        return dict(self.hashes)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Writes one tensor, whole; safe to call from several threads."""
+        fd, start, info = self._homes[name]
+        assert tensor.dtype == info.dtype and tensor.shape == info.shape, name
+        view = raw_bytes(tensor)
+        _write(fd, view, start)
+        start_writing(fd, start, len(view))
+        digest = tensor_hash([tensor])
+        with self._lock:
+            os.write(self._journal, json.dumps({"tensor": name, "hash": digest}).encode() + b"\n")
+            self.hashes[name] = digest
+
+    def take_up(self, lines: Sequence[Any]) -> None:
+        """Keeps what an earlier run finished, as far as its bytes are those that it wrote down."""
+        for line in lines:
+            name, digest = line.get("tensor"), line.get("hash")
+            if name in self._homes and self._hash(name) == digest:
+                self.hashes[name] = digest
+
+    def close(self) -> None:
+        for fd in self._files:
+            os.close(fd)
+        self._files = []
+
+    def _hash(self, name: str) -> str:
+        fd, start, info = self._homes[name]
+
+        def pieces() -> Iterator[Tensor]:
+            for at in range(0, info.nbytes, _PIECE_BYTES):
+                raw = os.pread(fd, min(_PIECE_BYTES, info.nbytes - at), start + at)
+                yield torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+        return tensor_hash(pieces())
+
+
+@contextmanager
+def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, overwrite: bool) -> Iterator[Output]:
+    """The output under way; on leaving it is at ``out``, whole. When an exception leaves, nothing is left, unless it is an
+    interruption (``KeyboardInterrupt``), after which the same run goes on.
+
+    Args:
+        files: as ``lay_out`` gives them.
+        key: of the run: only what was written under the same is kept.
+        other_bytes: of further files that will be put into the folder.
+
+    Raises:
+        FileExistsError: ``out`` is there, and ``overwrite`` is False, or it is no checkpoint. BusyError: another process is
+            writing it. OSError: the disk has no room.
+    """
+    out = out.resolve()
+    refuse_present(out, overwrite)
+    folder = hidden(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        _lock(journal, out)
+        lines = _read(journal)
+        same = bool(lines) and lines[0] == {"format": _FORMAT, "run": key}
+        if not same:
+            _empty(folder)
+            os.ftruncate(journal, 0)
+            os.write(journal, json.dumps({"format": _FORMAT, "run": key}).encode() + b"\n")
+        try:
+            if not same:
+                refuse_no_room(out, sum(file.num_bytes for file in files) + other_bytes)
+            output = Output(folder, files, journal)
+            try:
+                output.take_up(lines[1:] if same else [])
+                yield output
+            finally:
+                output.close()
+            (folder / JOURNAL).unlink()
+            for path in folder.iterdir():
+                sync(path)
+            sync(folder)
+            put_in_place(folder, out, overwrite)
+            shutil.rmtree(folder, ignore_errors=True)  # the old one, where there was one
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    finally:
+        os.close(journal)
+
+
+def hidden(out: Path) -> Path:
+    """Where an output is while it is written."""
+    return out.with_name(f".{out.name}.fuse")
+
+
+def refuse_present(out: Path, overwrite: bool) -> None:
+    """FileExistsError: there is something at ``out``, and ``overwrite`` is False, or it is no checkpoint's folder."""
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise FileExistsError(f"{out} is a file, expected a folder or nothing; take another name, or remove it first")
+    if not overwrite:
+        raise FileExistsError(f"{out} is there already; take another name, remove it first, or ask for it to be overwritten")
+    refuse_foreign(out)
+
+
+def _write(fd: int, view: memoryview, start: int) -> None:
+    while view:  # one call writes at most 2 GiB
+        done = os.pwrite(fd, view, start)
+        view, start = view[done:], start + done
+
+
+def _read(journal: int) -> list[Any]:
+    """The lines of a journal up to the first that is not whole."""
+    raw, found = b"", []
+    while part := os.pread(journal, _PIECE_BYTES, len(raw)):
+        raw += part
+    for line in raw.split(b"\n")[:-1]:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+        if not isinstance(found[-1], dict):
+            return []
+    return found
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != JOURNAL:
+            path.unlink()
+
+
+def _lock(journal: int, out: Path) -> None:
+    """That no other process writes the same; for as long as the journal is open."""
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(f"another process is writing {out}; wait for it, or take another name") from None
