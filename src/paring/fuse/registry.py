@@ -23,13 +23,14 @@ Per-tensor values (gradients, filters) are resolved for each tensor: call ``reso
 
 from difflib import get_close_matches
 
-from paring.fuse import breadcrumbs, dare, della, linear, ties
+from paring.fuse import breadcrumbs, dare, della, linear, sce, spherical, stock, swap, ties
 from paring.fuse.inputs import Cut, FuseError, Inputs, Value
 from paring.fuse.method import REQUIRED, Method, Parameter, Resolved
 
 __all__ = ["METHODS", "REQUIRED", "Cut", "FuseError", "Inputs", "Method", "Parameter", "Resolved", "Value", "method"]
 
-METHODS: dict[str, Method] = {one.name: one for family in (linear, ties, dare, breadcrumbs, della) for one in family.METHODS}
+FAMILIES = (linear, spherical, ties, dare, della, breadcrumbs, sce, stock, swap)
+METHODS: dict[str, Method] = {one.name: one for family in FAMILIES for one in family.METHODS}
 
 
 def method(name: str) -> Method:

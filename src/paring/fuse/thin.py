@@ -4,9 +4,10 @@
     outliers    the largest but for the int(gamma n) very largest                                (model breadcrumbs)
     random      each with probability density                                                    (DARE)
     magprune    each with a probability between density - epsilon and density + epsilon that grows linearly with the rank of
-                its magnitude in its row (of dimension 1)                                        (DELLA)
+                its magnitude in its row                                                         (DELLA)
 
-With ``rescale`` what is kept is multiplied by ||tau||_1 / ||kept||_1, as mergekit does since 0.1.4 (DARE's paper: 1 / density,
+Ranks in a row are those of the magnitudes' upper 15 bits, bf16's: what agrees in these (to 0.8 %) counts as equal.
+With ``rescale`` what is kept is multiplied by ||tau||_1 / ||kept||_1, as mergekit does (DARE's paper: 1 / density,
 of which that is the value on average). A density of 1 thins nothing, whatever else is set.
 """
 
@@ -21,11 +22,12 @@ from torch import Tensor
 from paring.fuse.draws import Draws, below
 from paring.fuse.inputs import Cuts, Inputs
 from paring.fuse.method import Ranking
-from paring.fuse.selection import Floats, Read
+from paring.fuse.selection import Read
 
 Thin = Callable[[Tensor, int], Tensor]  # (a piece of a difference, where it starts), in order -> zeros where it is thinned
 Thinner = Callable[[Inputs, int, Cuts], Thin]  # of one model; each call begins anew
 Bools = npt.NDArray[np.bool_]
+Codes = npt.NDArray[np.int16]
 
 
 def everything(piece: Tensor, start: int) -> Tensor:
@@ -84,41 +86,44 @@ def by_rank(inputs: Inputs, i: int, cuts: Cuts) -> Thin:
     draws, row = Draws(inputs.seed, inputs.name, inputs.keys[i]), inputs.shape[-1] if inputs.shape else 1
 
     def thin(piece: Tensor, start: int) -> Tensor:
-        a = piece.abs().cpu().numpy().reshape(-1, row)
-        return masked(piece, _ranked_above(a, draws.take(a.size), density, epsilon).reshape(-1))
+        codes = (piece.cpu().numpy().view(np.int32) >> 16).astype(np.int16) & 0x7FFF
+        return masked(piece, _kept_by_rank(codes.reshape(-1, row), draws.take(codes.size), density, epsilon))
 
     return thin
 
 
-def _ranked_above(a: Floats, drawn: npt.NDArray[np.uint32], density: float, epsilon: float) -> Bools:
+def _kept_by_rank(codes: Codes, drawn: npt.NDArray[np.uint32], density: float, epsilon: float) -> Bools:
     """Which entries stay, by a coin whose chance grows with an entry's rank in its row.
 
     The coin is tossed first: it says above which rank an entry stays (u < density - epsilon + 2 epsilon rank / (n - 1)), and
-    one look into the sorted row whether it is. Equal magnitudes have the lowest or the highest of their ranks, half the time
-    each.
+    one look into the sorted row whether it is. Equal codes have the lowest or the highest of their ranks, half the time each,
+    so that an entry's chance is that of its mean rank.
 
     Args:
-        a: magnitudes, [rows, n].
+        codes: of magnitudes, [rows, n]; overwritten.
         drawn: a number for each.
+
+    Returns:
+        Flat.
     """
-    rows, n = a.shape
+    rows, n = codes.shape
     if n == 1:
-        return drawn.reshape(a.shape) < below(density)
-    ladder = np.empty((rows, n + 2), np.float32)
-    ladder[:, 0], ladder[:, -1] = -np.inf, np.inf
-    ladder[:, 1:-1] = a
-    ladder[:, 1:-1].sort(axis=1)
-    high = (drawn & 1).astype(np.int32)
+        return drawn < below(density)
+    ladder = np.empty((rows, n + 2), np.int16)
+    ladder[:, 0], ladder[:, -1] = -1, np.iinfo(np.int16).max
+    ladder[:, 1:-1] = codes
+    ladder[:, 1:-1].sort(axis=1, kind="stable")  # of 16 bits: a radix sort, 3 ns an entry in rows of any length
     scale = (n - 1) / (2 * epsilon)
     place = (drawn >> 8).astype(np.float32)  # 24 bits: all that fp32 holds
     place *= np.float32(scale * 2.0**-24)
     place += np.float32(1 - scale * (density - epsilon))
     np.clip(place, 0, n, out=place)
-    at = place.astype(np.int32).reshape(a.shape)  # 1 + the largest rank that is too low
-    at += high.reshape(a.shape)
-    at += np.arange(0, rows * (n + 2), n + 2, dtype=np.int32)[:, None]
-    bound = ladder.reshape(-1).take(at)
-    return np.where(high.reshape(a.shape).astype(bool), a >= bound, a > bound)
+    at = place.astype(np.int32)  # 1 + the largest rank that is too low
+    high = (drawn & 1).astype(np.int16)
+    at += high
+    at.reshape(rows, n)[:] += np.arange(0, rows * (n + 2), n + 2, dtype=np.int32)[:, None]
+    high += codes.reshape(-1)
+    return high > ladder.reshape(-1).take(at)
 
 
 def masked(piece: Tensor, keep: Bools) -> Tensor:

@@ -83,11 +83,11 @@ def rescaled(inputs: Inputs, i: int, thin: Thin, row: int) -> tuple[Thin, float]
     before, after = 0.0, 0.0
     bits: dict[int, npt.NDArray[np.uint8]] = {}
     for start, end in inputs.ranges(row):
-        piece = inputs.difference(i, start, end)
-        before += float(piece.abs().sum())
-        kept = thin(piece, start)
-        after += float(kept.abs().sum())
-        bits[start] = np.packbits((kept != 0).cpu().numpy())
+        magnitudes = inputs.difference(i, start, end).abs_()
+        before += float(magnitudes.sum())
+        kept = thin(magnitudes, start)
+        after += float(kept.sum())
+        bits[start] = np.packbits(kept.cpu().numpy() != 0)
 
     def again(piece: Tensor, start: int) -> Tensor:
         return masked(piece, np.unpackbits(bits[start], count=piece.numel()).view(np.bool_))
