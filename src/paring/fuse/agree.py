@@ -36,12 +36,11 @@ class Catalogue:
 
     def __init__(self, model: Model, reference: Model) -> None:
         self.model, self._reference, self.config = model, reference, model_config(model)
-        own = _stored(model)
-        found = align(_stored(reference), own) if model is not reference else {n: n for n in own}
-        self.rename = _renaming(found)
+        found = align(reference.infos, model.infos) if model is not reference else {n: n for n in model.infos}
+        rename = _renaming(found)
         self.names: dict[str, str] = dict(found)
-        taken = set(found.values())
-        self.extra = {self.rename(name): name for name in own if name not in taken}
+        taken = {model.tied.get(own, own) for own in found.values()}
+        self.extra = {rename(name): name for name in model.infos if model.tied.get(name, name) not in taken}
         self.stacks = stacks_of([*self.names, *self.extra], self.config)
 
     def info(self, name: str) -> TensorInfo:
@@ -71,7 +70,7 @@ class Catalogue:
         if self._layers is not None:
             inside = align([name], self._layers.tensors).get(name)
             others = [n for n in self._layers.names_of(inside) if n != inside] if inside else []
-            return tuple(align([n], _stored(self.model)).get(n, n) for n in others)
+            return tuple(align([n], self.model.infos).get(n, n) for n in others)
         if (self.config or {}).get("tie_word_embeddings") is True and name.endswith(_HEADS):
             return tuple(n for n in self.model.infos if n.endswith(_EMBEDDINGS))
         return ()
@@ -168,10 +167,6 @@ def _is_copy(catalogue: Catalogue, reference: Catalogue, name: str) -> bool:
                 "untied (tie_word_embeddings: false), or leave the model out"
             )
     return False
-
-
-def _stored(model: Model) -> list[str]:
-    return [name for name in model.infos if name not in model.tied]
 
 
 def _renaming(found: Mapping[str, str]) -> Any:

@@ -22,11 +22,12 @@ from paring.delta.checkpoint.fingerprint import remember, remembered, tensor_has
 from paring.delta.checkpoint.write import LaidOut, lay_out
 from paring.delta.errors import DeltaError
 from paring.fuse.config import Config, Reference, read_config
-from paring.fuse.inputs import PIECE, Cut, FuseError, Inputs
+from paring.fuse.inputs import PIECE, Cuts, FuseError, Inputs
 from paring.fuse.models import Read
 from paring.fuse.output import Output, refuse_present, writing
 from paring.fuse.plan import Job, Origin, Plan, make_plan
 from paring.fuse.record import other_files, run_key
+from paring.fuse.scope import global_cuts
 from paring.fuse.tokens import REPLACED, Vocabulary, align_vocabularies
 
 Report = Callable[[int, int], None]
@@ -87,10 +88,9 @@ def fuse(
     copies = companions(folder) if folder else []
     other_bytes = sum(path.stat().st_size for path in copies)
     key = run_key(plan, str(runner.device), shard_bytes, allow)
-    with writing(out, files, key, other_bytes=other_bytes, overwrite=overwrite) as output:
+    with writing(out, files, key, other_bytes=other_bytes, overwrite=overwrite) as output, one_thread_each():
         kept = len(output.kept)
-        with one_thread_each():
-            runner.run(output, threads or num_cores())
+        runner.run(output, threads or num_cores())
         for reference, state in before.items():
             checkpoint = plan.models[reference].checkpoint
             assert checkpoint
@@ -139,7 +139,7 @@ class Runner:
 
     def __init__(self, plan: Plan, vocabulary: Vocabulary | None, device: torch.device, report: Report) -> None:
         self.plan, self.device, self._vocabulary, self._report = plan, device, vocabulary, report
-        self._cuts: Mapping[str, tuple[tuple[Cut, ...], ...]] = {}
+        self._cuts: Mapping[str, Cuts] = {}
         self.hashes: dict[Reference, dict[str, str]] = {}
         for reference, model in plan.models.items():
             if model.checkpoint:
@@ -154,6 +154,8 @@ class Runner:
         room = _Room(self.room_bytes())
         used = {(o.model, o.name) for job in todo for o in job.origins}
         with ThreadPoolExecutor(threads) as pool:
+            if self.plan.config.scope == "global":
+                self._cuts = self._global_cuts(pool)
             self._count(sum(self._bytes(job) for job in jobs) - sum(self._bytes(job) for job in todo))
             futures = [pool.submit(self._one, job, output, room) for job in todo]
             for reference, hashes in self.hashes.items():
@@ -167,6 +169,17 @@ class Runner:
                 for future in futures:
                     future.cancel()
                 raise
+
+    def _global_cuts(self, pool: ThreadPoolExecutor) -> Mapping[str, Cuts]:
+        """Where thresholds over all tensors fall: a first reading of all."""
+        merged = {job.name: job for job in self.plan.jobs if job.settings}
+        try:
+            return global_cuts(self.plan.config.method, list(merged), lambda name: self._inputs(merged[name]), pool.map)
+        except FuseError as error:
+            for job in merged.values():
+                if isinstance(located := self._located(job, error), DeltaError):
+                    raise located from error
+            raise
 
     def room_bytes(self) -> int:
         """The memory that threads share: of two outputs of the largest tensor, and enough for any."""

@@ -128,6 +128,8 @@ class _Builder:
             self._refuse_untied(name, alias, taking_part)
             aliases.setdefault(name, []).append(alias)
         for name in self.reference.names:
+            if name in self.reference.model.tied:
+                continue
             place = self.reference.stacks.place(name)
             layers = self.reference.stacks.sizes.get(place.stack, 0)
             t = 0.0 if place.layer < 0 else place.layer / (layers - 1) if layers > 1 else 1.0
@@ -169,7 +171,8 @@ class _Builder:
         first_name = base_name if base else merged[0][1]
         info = first.info(first_name)
         if not info.dtype.is_floating_point:
-            there = [Origin(s.model, self.catalogues[s.model].own(n)) for s, n in sources if self.catalogues[s.model].has(n)]
+            named = [*([(base, base_name)] if base else []), *((s.model, n) for s, n in merged)]
+            there = [Origin(m, self.catalogues[m].own(n)) for m, n in named if self.catalogues[m].has(n)]
             return Job(name, info, tuple(there), None, None, (), aliases)
         vocabulary = self.config.tokenizer is not None and is_vocabulary(first_name, first)
         for source, own in merged:
