@@ -15,7 +15,14 @@ from paring.fuse.method import REQUIRED, Method, Parameter, Settings
 
 WEIGHT = Parameter("weight", REQUIRED, "the model's share; any number, negative too", per_model=True)
 INT8_MASK = Parameter("int8_mask", False, "of mergekit's: takes no effect here, where no mask is stored", kind=bool)
-LAMBDA = Parameter("lambda", 1.0, "factor of the merged difference")
+SHARE = Parameter("weight", 1.0, "factor of the model's difference", per_model=True)
+
+
+def scaled_by(default: float) -> Parameter:
+    return Parameter("lambda", default, "factor of the merged difference")
+
+
+LAMBDA = scaled_by(1.0)
 
 
 def normalise(default: bool) -> Parameter:

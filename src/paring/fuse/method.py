@@ -208,8 +208,9 @@ class Method:
             out = torch.empty(inputs.shape, dtype=torch.float32, device=inputs.device)
         if out.shape != inputs.shape or not out.is_contiguous():
             raise FuseError(f"'{inputs.name}': the output is {list(out.shape)}; expected {list(inputs.shape)}, contiguous")
-        with torch.no_grad():
-            self.function(inputs, out)
+        if inputs.numel:
+            with torch.no_grad():
+                self.function(inputs, out)
         return out
 
     def _value(self, p: Parameter, value: Any, where: str) -> Value:

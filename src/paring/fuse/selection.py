@@ -37,8 +37,9 @@ def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut
         numel: entries in all.
         counts: gives the k.
     """
-    if numel == 0:
-        return tuple(Cut(-1.0, 0) for _ in counts(0, 0))
+    asked = [*counts(numel, 0), *counts(numel, numel)]
+    if numel == 0 or (numel > _WHOLE and all(_simple(k, numel) for k in asked)):
+        return tuple(_simple(k, numel) or Cut(-1.0, 0) for k in counts(numel, 0))
     if read(0, 1, 1).device.type != "cpu":
         whole = read(0, numel, 1)
         return tuple(_on_device(whole, k) for k in counts(numel, int(torch.count_nonzero(whole))))
@@ -56,7 +57,7 @@ def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut
         for bracket in brackets:
             bracket.add(a, start)
     return tuple(
-        _everything_or_nothing(k, numel) or bracket.cut(k, read) or _by_patterns(read, ranges, k)
+        _simple(k, numel) or bracket.cut(k, read) or _by_patterns(read, ranges, k)
         for k, bracket in zip(counts(numel, nonzero), brackets, strict=True)
     )
 
@@ -113,16 +114,17 @@ def _between(sample: Floats, share: float) -> tuple[float, float]:
     return float(sample[lower]) if lower < m else 0.0, float(sample[upper]) if upper >= 0 else float("inf")
 
 
-def _everything_or_nothing(k: int, numel: int) -> Cut | None:
+def _simple(k: int, numel: int) -> Cut | None:
+    """Where everything is in, or nothing."""
     if k >= numel:
         return Cut(-1.0, numel)
     return Cut(float("inf"), 0) if k <= 0 else None
 
 
 def _whole(a: Floats, k: int) -> Cut:
-    simple = _everything_or_nothing(k, a.size)
-    if simple:
-        return simple
+    if k <= 0:
+        return Cut(float("inf"), 0)
+    k = min(k, a.size)
     value = np.partition(a, a.size - k)[-k]
     if value == 0:
         return Cut(0.0, 0)
@@ -144,7 +146,7 @@ def _by_patterns(read: Read, ranges: Ranges, k: int) -> Cut:
 
 
 def _on_device(a: Tensor, k: int) -> Cut:
-    simple = _everything_or_nothing(k, a.numel())
+    simple = _simple(k, a.numel())
     if simple:
         return simple
     value = float(a.kthvalue(a.numel() - k + 1).values)

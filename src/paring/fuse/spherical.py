@@ -113,6 +113,9 @@ def multislerp(inputs: Inputs, out: Tensor) -> None:
         return
     g = gram(inputs, differences=differences)
     norms = np.sqrt(np.diag(g))
+    if not norms.any():  # a tensor that no model changed
+        weighted(inputs, out, [0.0] * len(weights), differences=differences)
+        return
     units = 1 / (norms + eps)
     mean = weights * units
     length = _norm(g, mean)

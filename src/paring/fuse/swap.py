@@ -29,8 +29,6 @@ def nearswap(inputs: Inputs, out: Tensor) -> None:
 def arcee_fusion(inputs: Inputs, out: Tensor) -> None:
     """See above; holds one fp32 number an entry."""
     width, flat = (inputs.shape[-1] if inputs.shape else 1), out.view(-1)
-    if inputs.numel == 0:
-        return
 
     def importance(start: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
         base = inputs.base_piece(start, end)
