@@ -4,7 +4,7 @@ By this a delta knows its base again, in memory or on disk, and names the first 
 name is listed. A new head is not part of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -116,6 +116,28 @@ class Base:
                 raise DeltaError(f"{what}: the two were made on different bases; the first tensor that differs is '{name}'")
         if not pairs and self.tensors and other.tensors:
             raise DeltaError(f"{what}: the two were made on different bases; no tensor is in both")
+
+
+class FactsWhenAsked(Mapping[str, TensorFacts]):
+    """The tensors of a source that does not change; each is hashed when it is asked for, unless it was read before."""
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._names = source, dict.fromkeys(source.names())
+
+    def __getitem__(self, name: str) -> TensorFacts:
+        if name not in self._names:
+            raise KeyError(name)
+        dtype, shape = self._source.extent(name)
+        return TensorFacts(dtype_name(dtype), tuple(shape), self._source.hash(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def base_of(source: Source, *, without: Iterable[str] = (), origin: str = "") -> Base:

@@ -6,6 +6,7 @@ bf16 weights would lose 3 % of the entries, and an fp32 one takes twice the byte
 
 import json
 from collections.abc import Callable, Collection, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paring.delta.align import align
-from paring.delta.base import base_of, dtype_name
+from paring.delta.base import Base, FactsWhenAsked, base_of, dtype_name
 from paring.delta.change import Change
 from paring.delta.codec.bits import exact_difference, integer_of
 from paring.delta.codec.zeros import nonzero
@@ -25,7 +26,7 @@ from paring.delta.sources import BaseLike, CheckpointSource, Source, as_source
 from paring.delta.taskvector import Lazy, TaskVector
 
 ALLOW = ("removed", "reshaped")
-_PIECE_BYTES = 1 << 18
+_PIECE_BYTES = 1 << 20
 
 
 def diff(base: BaseLike, tuned: BaseLike, *, allow: Collection[str] = (), exact: bool = True) -> TaskVector:
@@ -84,7 +85,7 @@ def diff(base: BaseLike, tuned: BaseLike, *, allow: Collection[str] = (), exact:
     facts: dict[str, Any] = {"method": "diff"}
     if config := _config(after):
         facts["config"] = config
-    return TaskVector(changes, base_of(renamed, origin=before.origin), tuple(removed), facts)
+    return TaskVector(changes, renamed.base(), tuple(removed), facts)
 
 
 class _Renamed:
@@ -110,7 +111,15 @@ class _Renamed:
     def hash(self, name: str) -> str:
         return self._source.hash(self.pairs[name])
 
+    def base(self) -> Base:
+        """A checkpoint is hashed when somebody asks: until then its tensors may have been read for their differences."""
+        if isinstance(self._source, CheckpointSource):
+            return Base(FactsWhenAsked(self), self._tied, self.origin)
+        return base_of(self, origin=self.origin)
+
     def pieces(self, name: str) -> Iterator[Tensor]:
+        if isinstance(self._source, CheckpointSource):
+            return self._source.pieces(self.pairs[name], _PIECE_BYTES)
         return _pieces(self._source, self.pairs[name])
 
     def entries(self, name: str, places: Places) -> Callable[[], Tensor]:
@@ -122,7 +131,7 @@ class _Renamed:
 
 
 def _pieces(source: Source, name: str) -> Iterator[Tensor]:
-    """A tensor's content in stored order, flat, in parts that fit the CPU's second cache; each is valid until the next."""
+    """A tensor's content in stored order, flat, in parts that fit the CPU's caches; each is valid until the next."""
     if isinstance(source, CheckpointSource):
         yield from source.checkpoint.pieces(name, _PIECE_BYTES)
     else:
@@ -151,18 +160,20 @@ def _difference(name: str, before: _Renamed, after: Source, exact: bool) -> Lazy
     def load() -> Change:
         numel = shape.numel()
         d = np.empty(numel, f"<i{integer_of(dtype).itemsize}")  # in large pages, see checkpoint/shards.py
-        start = 0
+        start = changed = 0
         for a, b in _in_step(before.pieces(name), _pieces(after, name)):
             _refuse_infinite(before.called, name, a)
+            piece = d[start : start + a.numel()]
             if _same_bytes(a, b):
-                d[start : start + a.numel()] = 0
+                piece[:] = 0
             else:
                 _refuse_infinite(after.called, name, b)
-                exact_difference(a, b, d[start : start + a.numel()])
+                exact_difference(a, b, piece)
+                changed += int(np.count_nonzero(piece))
             start += a.numel()
         assert start == numel
         places: Places = Everywhere(numel)
-        if np.count_nonzero(d) < SCATTERED_BELOW * numel:
+        if changed < SCATTERED_BELOW * numel:
             positions = nonzero(d)
             places, d = Scattered(torch.from_numpy(positions)), d.take(positions)
         made = Change(shape, dtype, "exact", places, torch.from_numpy(d), before.entries(name, places))
@@ -188,12 +199,16 @@ def _refuse_infinite(called: str, name: str, tensor: Tensor) -> None:
         return
     # Of the bit patterns of either sign, those of infinity and NaN are the largest.
     width = tensor.itemsize
-    patterns = tensor.view(integer_of(tensor.dtype)).numpy()
-    infinity = int(torch.tensor(torch.inf, dtype=tensor.dtype).view(integer_of(tensor.dtype)))
+    patterns, infinity = tensor.view(integer_of(tensor.dtype)).numpy(), _infinity(tensor.dtype)
     if patterns.max() >= infinity or patterns.view(f"<u{width}").max() >= infinity | 1 << (8 * width - 1):
         raise DeltaError(
             f"{called}: '{name}' holds NaN or infinity; a delta of it would spread them. Repair the checkpoint first"
         )
+
+
+@cache
+def _infinity(dtype: torch.dtype) -> int:
+    return int(torch.tensor(torch.inf, dtype=dtype).view(integer_of(dtype)))
 
 
 def _config(source: Source) -> Any:

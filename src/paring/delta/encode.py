@@ -18,9 +18,10 @@ from paring.delta.errors import DeltaError
 from paring.delta.manifest import Entry, Part
 from paring.delta.places import Blocks, Everywhere, Places, Scattered
 
-# Of exact differences, by the share of entries that change: below the first these are kept, in memory, at positions (8 bytes
-# each), else all are; below the second they are stored without the zeros.
-SCATTERED_BELOW, _MASKED_BELOW = 0.25, 0.8
+# Of exact differences, by the share of entries that change. In memory: below the first those are kept, at positions (8 bytes
+# each), else all are; when they come from a file, where that is the longer kept, below the second. In a file: below the third
+# without the zeros.
+SCATTERED_BELOW, _READ_SCATTERED_BELOW, _MASKED_BELOW = 0.05, 0.25, 0.8
 _MASKED_FROM = 4096  # entries: with fewer, what the file's header says of the mask costs more
 
 
@@ -36,19 +37,21 @@ class Encoded:
         return sum(t.numel() * t.itemsize for t in self.stored.values())
 
 
-def encode(change: Change, values: str, group: int, where: str) -> Encoded:
+def encode(change: Change, values: str, group: int, where: str, compression: str = "zstd") -> Encoded:
     """Codes a change.
 
     Args:
         values, group: how differences in numbers are stored, see ``save_delta``; exact and new ones have their own.
         where: names the tensor in errors.
+        compression: "none": nothing is compressed, and of exact differences everywhere zeros are not left out either, which
+            would take as long as writing them.
     """
     stored: dict[str, Tensor] = {}
     parts: dict[str, Part] = {}
 
-    def keep(part: str, tensor: Tensor, compression: str, raw_bytes: int) -> None:
+    def keep(part: str, tensor: Tensor, used: str, raw_bytes: int) -> None:
         stored[part] = tensor
-        parts[part] = Part(compression, raw_bytes, tensor_hash([tensor]))
+        parts[part] = Part(used, raw_bytes, tensor_hash([tensor]))
 
     places: str = "dense"
     rects: tuple[Rect, ...] = ()
@@ -56,14 +59,14 @@ def encode(change: Change, values: str, group: int, where: str) -> Encoded:
     if isinstance(change.places, Blocks):
         places, rects = "blocks", change.places.rects
     elif isinstance(change.places, Scattered):
-        coded = encode_positions(change.places.positions, change.shape.numel())
+        coded = encode_positions(change.places.positions, change.shape.numel(), compression)
         places = coded.coding
         keep("places", torch.from_numpy(coded.stored), coded.compression, coded.raw_bytes)
-    elif change.kind == "exact" and count >= _MASKED_FROM and np.count_nonzero(numbers.cpu().numpy()) < _MASKED_BELOW * count:
+    elif compression != "none" and _mostly_zero(change):
         mask, numbers = without_zeros(numbers.cpu())
         places, count = "mask", numbers.numel()
-        stored_mask, compression = pack(mask)
-        keep("places", torch.from_numpy(stored_mask), compression, mask.size)
+        stored_mask, used = pack(mask)
+        keep("places", torch.from_numpy(stored_mask), used, mask.size)
     if change.kind == "new":
         keep(
             "values", change.values.view(change.shape).contiguous().cpu(), "none", change.values.numel() * change.dtype.itemsize
@@ -73,12 +76,19 @@ def encode(change: Change, values: str, group: int, where: str) -> Encoded:
         if change.kind == "exact":
             values = f"bits{8 * change.dtype.itemsize}"
         group = group if values in KINDS and KINDS[values].scaled else 0
-        made = encode_values(numbers, values, group, where=where)
+        made = encode_values(numbers, values, group, where=where, compression=compression)
         keep("values", torch.from_numpy(made.stored), made.compression, made.raw_bytes)
         if made.scales is not None:
             keep("scales", made.scales, "none", made.scales.numel() * made.scales.itemsize)
     entry = Entry(change.kind, change.dtype, change.shape, places, count, values, group, rects, parts)
     return Encoded(entry, stored)
+
+
+def _mostly_zero(change: Change) -> bool:
+    """Whether an exact change, of all entries, is smaller with a mask of those that change."""
+    if change.kind != "exact" or change.values.numel() < _MASKED_FROM:
+        return False
+    return bool(np.count_nonzero(change.values.cpu().numpy()) < _MASKED_BELOW * change.values.numel())
 
 
 def decode(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Change:
@@ -111,7 +121,7 @@ def decode(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Change:
         where,
     )
     numel = entry.shape.numel()
-    if entry.kind == "exact" and entry.places == "mask" and entry.count >= SCATTERED_BELOW * numel:
+    if entry.kind == "exact" and entry.places == "mask" and entry.count >= _READ_SCATTERED_BELOW * numel:
         packed = entry.parts["places"]
         mask = unpack_mask(_raw(stored["places"], "places", where), packed.compression, packed.raw_bytes, numel, where)
         return Change(entry.shape, entry.dtype, "exact", Everywhere(numel), with_zeros(mask, values, numel, where))

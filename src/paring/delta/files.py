@@ -7,7 +7,6 @@ trusted; a tensor is read and decoded when it is needed, after its hash was chec
 
 import json
 import re
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,27 +15,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from paring.delta.align import located
 from paring.delta.change import Change, unchanged
 from paring.delta.checkpoint.find import inside
-from paring.delta.checkpoint.header import make_header
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.delta.checkpoint.strict import parsed
-from paring.delta.checkpoint.tensorinfo import TensorInfo
-from paring.delta.checkpoint.write import FLUSH_BYTES, put
 from paring.delta.encode import Encoded, decode, encode
 from paring.delta.errors import DeltaError
-from paring.delta.manifest import KEY, Entry, Manifest, changed_twice, dump, is_plain, parse, stored_name
+from paring.delta.manifest import KEY, Entry, Manifest, changed_twice, is_plain, parse, stored_name
 from paring.delta.sources import BaseLike, as_source
+from paring.delta.spool import Spool, header_room
 from paring.delta.taskvector import Lazy, TaskVector
 from paring.files import replacing, replacing_folder
-from paring.syscalls import start_writing
 
 INDEX = "delta.safetensors.index.json"
-_IN_MEMORY, _WORKERS = 64 << 20, 2
+_WORKERS, _MOST_IN_WORK, _BESIDE = 2, 16, 160 << 20  # threads; tensors in work, and their bytes beside the largest
+COMPRESSIONS = ("zstd", "none")
 _INDEX_FORMAT, _MOST_INDEX_BYTES = 1, 1 << 20
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 
@@ -48,6 +42,7 @@ def save_delta(
     *,
     values: str = "fp32",
     group: int = 0,
+    compression: str = "zstd",
     shard_bytes: int | None = None,
     overwrite: bool = True,
 ) -> int:
@@ -59,6 +54,8 @@ def save_delta(
         values: how differences in numbers are stored: "fp32", "bf16", "fp16", "int8", "int4" or "sign". Exact differences
             and new tensors stay exact.
         group: that many consecutive values share a scale (int8, int4, sign); 0: all of a tensor.
+        compression: "zstd", or "none": a file several times as large (exact differences as large as the tensors they change)
+            in about half the time.
         shard_bytes: the most bytes of a file, where more than one tensor is in it; None: one file.
         overwrite: whether something at ``path`` may be replaced.
 
@@ -70,21 +67,25 @@ def save_delta(
             and ``overwrite`` is False. Nothing is written then.
     """
     path = Path(path)
+    if compression not in COMPRESSIONS:
+        raise ValueError(f"compression: {compression!r}; expected {' or '.join(map(repr, COMPRESSIONS))}")
     head = Manifest(vector.base, {}, vector.removed, _plain({**vector.facts, **(facts or {})}))
+    room = header_room(vector, head.facts)
     if shard_bytes is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _Spool(path.parent) as spool:
-            for name, encoded in _encoded(vector, values, group):
+        with replacing(path, overwrite) as temporary, Spool(temporary, room) as spool:
+            for name, encoded in _encoded(vector, values, group, compression):
                 spool.add(name, encoded)
-            return spool.write(path, head, overwrite)
+            return spool.finish(head)
     with replacing_folder(path, overwrite) as folder, ExitStack() as stack:
-        spools = [stack.enter_context(_Spool(folder))]
-        for name, encoded in _encoded(vector, values, group):
+        spools = [stack.enter_context(Spool(folder / "0", room))]
+        for name, encoded in _encoded(vector, values, group, compression):
             if spools[-1].num_bytes and spools[-1].num_bytes + encoded.num_bytes > shard_bytes:
-                spools.append(stack.enter_context(_Spool(folder)))
+                spools.append(stack.enter_context(Spool(folder / str(len(spools)), room)))
             spools[-1].add(name, encoded)
         shards = [f"delta-{i:05}-of-{len(spools):05}.safetensors" for i in range(1, len(spools) + 1)]
-        written = sum(spool.write(folder / shard, head) for spool, shard in zip(spools, shards, strict=True))
+        written = sum(spool.finish(head) for spool in spools)
+        for i, shard in enumerate(shards):
+            (folder / str(i)).rename(folder / shard)
         index = {"format": _INDEX_FORMAT, "base": vector.base.total, "shards": shards}
         return written + (folder / INDEX).write_text(json.dumps(index))
 
@@ -209,74 +210,33 @@ def _lazy(checkpoint: Checkpoint, name: str, entry: Entry) -> Lazy:
     return Lazy(entry.shape, entry.dtype, entry.kind, load)
 
 
-def _encoded(vector: TaskVector, values: str, group: int) -> Iterator[tuple[str, Encoded]]:
+def _encoded(vector: TaskVector, values: str, group: int, compression: str) -> Iterator[tuple[str, Encoded]]:
     """Every change that changes something, coded; a few at a time in threads, in order."""
 
     def one(name: str, lazy: Lazy) -> Encoded | None:
         change = lazy.load()
-        return None if unchanged(change) else encode(change, values, group, f"'{name}'")
+        return None if unchanged(change) else encode(change, values, group, f"'{name}'", compression)
 
+    sizes = {name: lazy.shape.numel() * lazy.dtype.itemsize for name, lazy in vector.changes.items()}
+    most, in_work = max(sizes.values(), default=0) + _BESIDE, 0
     with ThreadPoolExecutor(_WORKERS) as pool:
         waiting: deque[tuple[str, Future[Encoded | None]]] = deque()
-        todo = iter(vector.changes.items())
+        todo = deque(vector.changes)
         try:
-            while True:
-                while len(waiting) < _WORKERS and (item := next(todo, None)) is not None:
-                    waiting.append((item[0], pool.submit(one, *item)))
-                if not waiting:
-                    return
+            while todo or waiting:
+                while todo and len(waiting) < _MOST_IN_WORK and in_work + sizes[todo[0]] <= most:
+                    name = todo.popleft()
+                    in_work += sizes[name]
+                    waiting.append((name, pool.submit(one, name, vector.changes[name])))
                 name, future = waiting.popleft()
                 encoded = future.result()
+                in_work -= sizes[name]
+                del future  # else what was written stays in memory beside the next
                 if encoded is not None:
                     yield name, encoded
         finally:
             for _, future in waiting:
                 future.cancel()
-
-
-class _Spool:
-    """Coded tensors on their way into a file, whose header can only be written when all are there."""
-
-    def __init__(self, folder: Path) -> None:
-        # One for each width of entries: the wider come first in the file, so that each tensor is aligned to its entries.
-        self._widths = {
-            width: tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115 - see __exit__
-            for width in (16, 8, 4, 2, 1)
-        }
-        self._infos: dict[int, list[tuple[str, TensorInfo]]] = {width: [] for width in self._widths}
-        self._entries: dict[str, Entry] = {}
-        self.num_bytes = 0
-
-    def __enter__(self) -> "_Spool":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self._widths.values():
-            file.close()
-
-    def add(self, name: str, encoded: Encoded) -> None:
-        self._entries[name] = encoded.entry
-        for part, tensor in encoded.stored.items():
-            self._infos[tensor.itemsize].append((stored_name(name, part), TensorInfo(tensor.dtype, tensor.shape)))
-            self._widths[tensor.itemsize].write(_bytes(tensor))
-        self.num_bytes += encoded.num_bytes
-
-    def write(self, path: Path, head: Manifest, overwrite: bool = False) -> int:
-        manifest = replace(head, entries=self._entries)
-        header = make_header([info for infos in self._infos.values() for info in infos], {KEY: dump(manifest)})
-        with replacing(path, overwrite) as temporary:
-            with temporary.open("wb", buffering=0) as out:
-                put(out, memoryview(header))
-                for file in self._widths.values():
-                    file.seek(0)
-                    while piece := file.read(FLUSH_BYTES):
-                        put(out, memoryview(piece))
-                        start_writing(out.fileno(), out.tell() - len(piece), len(piece))
-        return path.stat().st_size
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:

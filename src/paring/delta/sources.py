@@ -3,14 +3,15 @@
 ``name[i]`` is entry i of the first dimension of the tensor ``name`` (one expert's matrix of a fused tensor).
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from paring.delta.checkpoint.fingerprint import fingerprint, module_hash
+from paring.delta.checkpoint.fingerprint import State, fingerprint, hashed, module_hash, remembered
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.delta.names import split_part
 
@@ -81,6 +82,8 @@ class CheckpointSource:
         self.origin = public_name(name)
         self.called = str(checkpoint.folder if len(checkpoint.files) > 1 else checkpoint.files[0])
         self._hashes: dict[str, str] = {}
+        self._since: State | None = None  # of the files, when the first of the hashes was made
+        self._have_all, self._looking = False, Lock()
 
     def names(self) -> Collection[str]:
         tied = self.tied()
@@ -99,8 +102,20 @@ class CheckpointSource:
         return tensor if index < 0 else tensor[index]
 
     def hash(self, name: str) -> str:
-        self._hashes = self._hashes or fingerprint(self.checkpoint)
+        if not self._have_all:
+            self._hashes = fingerprint(self.checkpoint, known=self._hashes, since=self._since)
+            self._have_all = True
         return self._hashes[name]
+
+    def pieces(self, name: str, piece_bytes: int) -> Iterator[Tensor]:
+        """The content of a tensor (see ``Checkpoint.pieces``), whose hash is then known without reading it again."""
+        with self._looking:
+            if self._since is None:
+                self._since = self.checkpoint.state()
+                self._have_all = (found := remembered(self.checkpoint)) is not None
+                self._hashes = found or self._hashes
+        pieces = self.checkpoint.pieces(name, piece_bytes)
+        return pieces if self._have_all else hashed(pieces, lambda digest: self._hashes.update({name: digest}))
 
 
 def public_name(name: str | Path) -> str:

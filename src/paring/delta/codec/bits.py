@@ -77,8 +77,11 @@ def exact_difference(before: Tensor, after: Tensor, out: Integers | None = None)
         return found
     out = np.empty(before.numel(), _numpy_of(before)) if out is None else out
     a, b = _numbers(before), _numbers(after)
+    other = np.empty(min(out.size, CHUNK), out.dtype)
     for i in range(0, out.size, CHUNK):
-        np.subtract(_turned_over(b[i : i + CHUNK]), _turned_over(a[i : i + CHUNK]), out=out[i : i + CHUNK])
+        piece = out[i : i + CHUNK]
+        _turned_over(b[i : i + CHUNK], piece)
+        piece -= _turned_over(a[i : i + CHUNK], other[: piece.size])
     return torch.from_numpy(out).view(before.shape)
 
 
@@ -120,8 +123,8 @@ def _numbers(t: Tensor) -> Integers:
     return t.reshape(-1).view(integer_of(t.dtype)).numpy()
 
 
-def _turned_over(b: Integers) -> Integers:
-    turn = b >> (8 * b.itemsize - 1)
+def _turned_over(b: Integers, out: Integers | None = None) -> Integers:
+    turn = np.right_shift(b, 8 * b.itemsize - 1, out=out)
     turn &= (1 << (8 * b.itemsize - 1)) - 1
     turn ^= b
     return turn

@@ -51,14 +51,17 @@ def as_bytes(buffer: Buffer) -> Bytes:
     return np.frombuffer(buffer, np.uint8)
 
 
-def pack(raw: Buffer, cuts: Iterable[int] = ()) -> tuple[Bytes, str]:
+def pack(raw: Buffer, cuts: Iterable[int] = (), compression: str = "zstd") -> tuple[Bytes, str]:
     """What to store of ``raw``, and its compression: "zstd" where that is at least 2 % smaller, else "none".
 
     Args:
         cuts: offsets where bytes of another distribution begin. A block of the frame ends there, so that each part gets a code
             of its own: in payloads of less than a few blocks (128 KiB), one code for all costs 15 %.
+        compression: "none": it is stored as it is.
     """
     plain = as_bytes(raw)
+    if compression == "none":
+        return plain, "none"
     frame = _frame(plain, cuts)
     if plain.size > most_bytes(len(frame)):
         frame = _frame(plain, range(0, plain.size, _SHORT_BLOCK))

@@ -46,8 +46,11 @@ class EncodedPositions:
     raw_bytes: int
 
 
-def encode_positions(positions: Tensor, numel: int) -> EncodedPositions:
+def encode_positions(positions: Tensor, numel: int, compression: str = "zstd") -> EncodedPositions:
     """Codes ``positions`` (flat, integers, strictly increasing) of a tensor of ``numel`` entries.
+
+    Args:
+        compression: see ``pack``.
 
     Raises:
         DeltaError: they are not so.
@@ -62,7 +65,7 @@ def encode_positions(positions: Tensor, numel: int) -> EncodedPositions:
         tried.append("mask")
     if p.numel() * 5 <= numel:
         tried.append("gaps")
-    return min((_encoded(coding, p, numel) for coding in tried), key=lambda e: e.stored.size)
+    return min((_encoded(coding, p, numel, compression) for coding in tried), key=lambda e: e.stored.size)
 
 
 def decode_positions(
@@ -97,10 +100,10 @@ def unpack_mask(stored: Buffer, compression: str, raw_bytes: int, numel: int, wh
     return unpack(stored, compression, raw_bytes, where)
 
 
-def _encoded(coding: str, p: Tensor, numel: int) -> EncodedPositions:
+def _encoded(coding: str, p: Tensor, numel: int, compression: str) -> EncodedPositions:
     raw = CODINGS[coding][0](p, numel)
-    stored, compression = pack(raw, gaps_cuts(raw, p.numel()) if coding == "gaps" else ())
-    return EncodedPositions(coding, stored, compression, raw.size)
+    stored, used = pack(raw, gaps_cuts(raw, p.numel()) if coding == "gaps" else (), compression)
+    return EncodedPositions(coding, stored, used, raw.size)
 
 
 def _increasing(p: Tensor, numel: int) -> bool:

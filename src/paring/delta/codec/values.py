@@ -70,12 +70,15 @@ def payload_bytes(kind: str, count: int) -> int:
     return -(-count * KINDS[kind].bits // 8)
 
 
-def encode_values(values: Tensor, kind: str, group: int = 0, *, where: str = "the values") -> EncodedValues:
+def encode_values(
+    values: Tensor, kind: str, group: int = 0, *, where: str = "the values", compression: str = "zstd"
+) -> EncodedValues:
     """Codes ``values`` (flat; integers of the kind's width for ``bits…``, else floating point).
 
     Args:
         group: consecutive values that share a scale; 0: all. Kinds without scales have no use for it.
         where: names the tensor in errors.
+        compression: see ``pack``.
 
     Raises:
         DeltaError: NaN or infinity, also where a value is too large for the kind's type; or values of the wrong type.
@@ -98,8 +101,8 @@ def encode_values(values: Tensor, kind: str, group: int = 0, *, where: str = "th
     else:
         raw = _planes(values, kind, where)
         cuts = range(0, raw.size, values.numel() or 1)
-    stored, compression = pack(raw, cuts)
-    return EncodedValues(stored, compression, raw.size, scales)
+    stored, used = pack(raw, cuts, compression)
+    return EncodedValues(stored, used, raw.size, scales)
 
 
 def decode_values(
@@ -157,7 +160,9 @@ def _planes(values: Tensor, kind: str, where: str) -> Bytes:
 
 
 def _zigzag(d: Integers) -> Integers:
-    return (d << 1) ^ (d >> (8 * d.itemsize - 1))
+    z = d << 1
+    z ^= d >> (8 * d.itemsize - 1)
+    return z
 
 
 def _unzigzag(z: Integers) -> Integers:
