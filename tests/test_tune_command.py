@@ -17,8 +17,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 import paring
 from conftest import assert_same_bits, bits
 from paring.cli.main import main
-
-WORDS = ["slice", "row", "column", "thin", "wide", "moves", "stays", "matrix", "weight", "small"]
+from small_text import WORDS, save_base, tokenizer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -29,29 +28,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def tokenizer() -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<pad>", "<unk>", "</s>", *WORDS])}, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", eos_token="</s>", model_max_length=8
-    )
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT without a head, as a user's folder."""
-    from transformers import BertConfig, BertModel
-
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40, "vocab_size": 16}
-    # Weights as large as trained ones: those of a new model hardly tell words apart.
-    BertModel(BertConfig(**shape, max_position_embeddings=16, initializer_range=0.3)).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    return folder
+    return save_base(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

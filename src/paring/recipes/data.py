@@ -5,7 +5,7 @@ downloaded, cached or written.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -38,16 +38,27 @@ class Data:
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """One split: its inputs as a dataset of one column, a key for each, and the labels' names (empty: there are none)."""
+class Rows:
+    """One split.
+
+    Attributes:
+        inputs: a dataset of one column.
+        keys: of the inputs; equal for identical ones.
+        labels: their names; empty: there are none.
+        place: row number from 0 -> where it stands, for a reader.
+    """
 
     inputs: Any
     keys: Sequence[bytes]
     labels: Sequence[str]
+    place: Callable[[int], str]
 
-    def select(self, rows: list[int]) -> "_Rows":
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def select(self, rows: list[int]) -> "Rows":
         labels = [self.labels[row] for row in rows] if self.labels else []
-        return _Rows(self.inputs.select(rows), [self.keys[row] for row in rows], labels)
+        return Rows(self.inputs.select(rows), [self.keys[row] for row in rows], labels, lambda row: self.place(rows[row]))
 
     def numbered(self, names: Sequence[str]) -> Any:
         number = {name: i for i, name in enumerate(names)}
@@ -79,25 +90,15 @@ def load_examples(
         ValueError: it cannot be read, a column is missing, a split is empty, a row is not sound, or a split has labels that
             the train split lacks; the message says where and what to do.
     """
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
     if not 0 < validation < 1:
         raise ValueError(f"validation is {validation}; expected a share of the rows, more than 0 and less than 1")
-    if task == "image-classification" and text_column is not None:
-        raise ValueError(f"text_column is {text_column!r}; image-classification reads no text: leave --text-column out")
-    if task == "causal-lm" and label_column is not None:
-        raise ValueError(f"label_column is {label_column!r}; causal-lm has no labels: leave --label-column out")
+    _check(task, text_column, label_column)
     path = Path(path).expanduser()
     tables, notes = read(path)
-    splits: dict[str, _Rows] = {}
+    splits: dict[str, Rows] = {}
     for split, table in tables.items():
         where = f"the {split} split of {path}" if len(tables) > 1 else str(path)
-        if not table.num_rows:
-            raise ValueError(f"data: {where} has no rows; expected at least one")
-        if task == "image-classification":
-            splits[split] = _image_rows(table, label_column, where)
-        else:
-            splits[split] = _text_rows(table, task, text_column, label_column, where, notes)
+        splits[split] = _rows(table, task, text_column, label_column, where, notes)
     known = _label_names(tables["train"], label_column, splits) if task != "causal-lm" else ()
     if "validation" not in splits:
         train = splits["train"]
@@ -112,30 +113,64 @@ def load_examples(
     return Data(done["train"], done["validation"], done.get("test"), known, tuple(notes))
 
 
+def load_rows(
+    path: str | Path, task: Task, *, text_column: str | None = None, label_column: str | None = None
+) -> tuple[Rows, list[str]]:
+    """The rows of a file, an image folder or a saved dataset that holds one split, and sentences for the user.
+
+    Raises:
+        FileNotFoundError, ImportError, ValueError: as ``load_examples``; or there are several splits.
+    """
+    _check(task, text_column, label_column)
+    path = Path(path).expanduser()
+    tables, notes = read(path)
+    if len(tables) > 1:
+        raise ValueError(f"data: {path} holds several splits ({', '.join(tables)}); expected one: name its file or folder")
+    return _rows(tables["train"], task, text_column, label_column, str(path), notes), notes
+
+
+def _check(task: Task, text_column: str | None, label_column: str | None) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task is {task!r}; expected one of {', '.join(TASKS)}")
+    if task == "image-classification" and text_column is not None:
+        raise ValueError(f"text_column is {text_column!r}; image-classification reads no text: leave --text-column out")
+    if task == "causal-lm" and label_column is not None:
+        raise ValueError(f"label_column is {label_column!r}; causal-lm has no labels: leave --label-column out")
+
+
+def _rows(table: Table, task: Task, text_column: str | None, label_column: str | None, where: str, notes: list[str]) -> Rows:
+    if not table.num_rows:
+        raise ValueError(f"data: {where} has no rows; expected at least one")
+    if task == "image-classification":
+        return _image_rows(table, label_column, where)
+    return _text_rows(table, task, text_column, label_column, where, notes)
+
+
 def _text_rows(
     table: Table, task: Task, text_column: str | None, label_column: str | None, where: str, notes: list[str]
-) -> _Rows:
+) -> Rows:
     values = texts(table, find(table, "text", text_column, where))
     labels = label_texts(table, find(table, "label", label_column, where)) if task == "text-classification" else []
     empty = [row for row, text in enumerate(values) if not text.strip()]
+    there = [row for row, text in enumerate(values) if text.strip()]
     if empty and task == "text-classification":
         raise ValueError(f"data: {table.place(empty[0])}: the text is empty; fill it in or remove the row")
     if empty:  # paragraphs are often parted by empty rows; there is no token in them to learn
         if len(empty) == len(values):
             raise ValueError(f"data: {where} has only empty texts; expected at least one with words")
         notes.append(f"{len(empty)} of {len(values)} texts of {where} are empty and were left out")
-        values = [text for text in values if text.strip()]
+        values = [values[row] for row in there]
     dataset = require("datasets", NEEDED_FOR).Dataset.from_dict({"text": values})
-    return _Rows(dataset, [text_key(text) for text in values], labels)
+    return Rows(dataset, [text_key(text) for text in values], labels, lambda row: table.place(there[row]))
 
 
-def _image_rows(table: Table, label_column: str | None, where: str) -> _Rows:
+def _image_rows(table: Table, label_column: str | None, where: str) -> Rows:
     column = find_image(table, where)
     labels = label_texts(table, find(table, "label", label_column, where))
     inputs = table.dataset.select_columns([column])
     raw = inputs.cast_column(column, require("datasets", NEEDED_FOR).Image(decode=False))
     keys = [_image_key(row[column], table.place(number)) for number, row in enumerate(raw)]
-    return _Rows(inputs if column == "image" else inputs.rename_column(column, "image"), keys, labels)
+    return Rows(inputs if column == "image" else inputs.rename_column(column, "image"), keys, labels, table.place)
 
 
 def _image_key(image: dict[str, Any] | None, place: str) -> bytes:
@@ -156,7 +191,7 @@ def _image_key(image: dict[str, Any] | None, place: str) -> bytes:
     return blake2b(content, digest_size=16).digest()
 
 
-def _label_names(train: Table, label_column: str | None, splits: dict[str, _Rows]) -> tuple[str, ...]:
+def _label_names(train: Table, label_column: str | None, splits: dict[str, Rows]) -> tuple[str, ...]:
     """All labels, in their order.
 
     Raises:

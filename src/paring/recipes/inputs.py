@@ -34,14 +34,16 @@ class Inputs:
     notes: tuple[str, ...]
 
 
-def prepare(settings: TuneSettings, data: Data, loaded: Loaded) -> Inputs:
-    """The inputs of a run."""
+def prepare(
+    settings: TuneSettings, data: Data, loaded: Loaded, names: tuple[str, str, str] = ("train", "validation", "test")
+) -> Inputs:
+    """The inputs of a run; ``names`` are those of the three splits in what is said to the user."""
     if settings.task == "image-classification":
         return _images(data, loaded)
-    return _texts(settings, data, loaded)
+    return _texts(settings, data, loaded, names)
 
 
-def _texts(settings: TuneSettings, data: Data, loaded: Loaded) -> Inputs:
+def _texts(settings: TuneSettings, data: Data, loaded: Loaded, names: tuple[str, str, str]) -> Inputs:
     tokenizer, config = loaded.processor, loaded.model.config
     longest = min(int(tokenizer.model_max_length), getattr(config, "max_position_embeddings", MOST_TOKENS) or MOST_TOKENS)
     if settings.max_length is not None and settings.max_length > longest:
@@ -74,7 +76,7 @@ def _texts(settings: TuneSettings, data: Data, loaded: Loaded) -> Inputs:
             batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         return dict(batch)
 
-    splits = [tokens(s, n) for s, n in ((data.train, "train"), (data.validation, "validation"), (data.test, "test"))]
+    splits = [tokens(split, name) for split, name in zip((data.train, data.validation, data.test), names, strict=True)]
     metrics, metric = (accuracy, "accuracy") if classify else (None, "loss")
     return Inputs(splits[0], splits[1], splits[2], collate, metrics, metric, tuple(notes))
 

@@ -10,7 +10,7 @@ from torch import nn
 from paring.recipes.settings import Task, TuneSettings
 from paring.tasks.extras import require
 
-_CLASSES: dict[Task, str] = {
+CLASSES: dict[Task, str] = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
     "causal-lm": "AutoModelForCausalLM",
@@ -43,7 +43,7 @@ def load(settings: TuneSettings, labels: Sequence[str]) -> Loaded:
         what = "is no folder here, and" if not Path(settings.model).exists() else "is a folder that"
         raise OSError(f"model: {settings.model!r} {what} could not be loaded: {str(error).splitlines()[0]}") from None
     notes: list[str] = []
-    class_name = _CLASSES[settings.task]
+    class_name = CLASSES[settings.task]
     brings_head = any(str(a).endswith(class_name.removeprefix("AutoModel")) for a in config.architectures or ())
     mismatched = False
     if settings.task != "causal-lm":
@@ -60,7 +60,7 @@ def load(settings: TuneSettings, labels: Sequence[str]) -> Loaded:
     )
     if settings.new_head and mismatched:
         _begin_anew(model)
-    return Loaded(model, _processor(transformers, settings, model), tuple(notes))
+    return Loaded(model, processor(transformers, settings, model), tuple(notes))
 
 
 def head_labels(head: Sequence[str], labels: Sequence[str]) -> list[str]:
@@ -90,7 +90,8 @@ def _begin_anew(model: Any) -> None:
             model._init_weights(inner)
 
 
-def _processor(transformers: Any, settings: TuneSettings, model: Any) -> Any:
+def processor(transformers: Any, settings: TuneSettings, model: Any) -> Any:
+    """What turns rows into the model's inputs: a tokenizer, or an image processor."""
     if settings.task == "image-classification":
         try:
             return transformers.AutoImageProcessor.from_pretrained(settings.model)

@@ -28,7 +28,7 @@ from paring.search.run import Progress, Result, search
 from paring.search.settings import SearchSettings
 from paring.slim.placing import Placing
 from paring.slim.pool import Pool, Selection
-from paring.slim.pruners import check_keep, num_entries, num_kept
+from paring.slim.pruners import check_keep, flats, num_entries, num_kept
 from paring.slim.remote import Workers
 from paring.slim.scoring import Objective, scorer
 from paring.slim.subspaces import SUBSPACES, Subspaces
@@ -104,12 +104,12 @@ def prune_nps(
     check_keep(keep)
     count = num_kept(keep, num_entries(vector))
     cut = SUBSPACES[how.subspaces](vector, how.parts, keep)
-    pool = Pool(vector, cut, count)
-    nonzero = sum(pool.sizes)
+    nonzero = sum(int(tau.count_nonzero()) for _, tau in flats(vector))
     if not nonzero:
         raise DeltaError("the task vector is zero everywhere: there is nothing to keep")
     if len(cut.names) > nonzero:
         raise ValueError(f"{len(cut.names)} subspaces for {nonzero:,} entries that are not zero; expected no more")
+    pool = Pool(vector, cut, count)
     scale = _restoring(vector, pool, cut)
     identity = {"base": vector.base.total, "norm": vector.norm(), "keep": keep, "subspaces": how.subspaces, "most": how.most}
 

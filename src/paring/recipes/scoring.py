@@ -1,0 +1,107 @@
+"""A model's loss and accuracy on rows that were made into batches once."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from paring.recipes.settings import Task
+
+Batch = dict[str, Tensor]
+Goal = Literal["loss", "accuracy"]
+_IGNORED = -100  # of a label: not scored
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over rows (of causal-lm: over tokens).
+
+    Attributes:
+        loss: cross-entropy in nats; NaN where the model's outputs are not finite.
+        accuracy: share whose highest logit is their label's, 0 to 1; None for causal-lm, which is reported by its loss.
+    """
+
+    loss: float
+    accuracy: float | None
+
+    @property
+    def metric(self) -> tuple[str, float]:
+        """What ``paring tune`` reports, and its name."""
+        return ("loss", self.loss) if self.accuracy is None else ("accuracy", self.accuracy)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The lower, the better: by the metric, then by the loss; a NaN is worse than any number."""
+        loss = math.inf if math.isnan(self.loss) else self.loss
+        return (loss if self.accuracy is None else -self.accuracy if loss < math.inf else 0.0, loss)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Plain values; what is not finite is None."""
+        loss = self.loss if math.isfinite(self.loss) else None
+        return {"loss": loss} if self.accuracy is None else {"loss": loss, "accuracy": self.accuracy}
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """Rows of one split as batches.
+
+    Attributes:
+        task: what the labels are: classes, or the tokens themselves.
+        batches: as the model takes them, with ``labels``.
+        num_rows: of the split.
+    """
+
+    task: Task
+    batches: tuple[Batch, ...]
+    num_rows: int
+
+    def to(self, device: torch.device | str) -> "Scoring":
+        return replace(self, batches=tuple({k: v.to(device) for k, v in batch.items()} for batch in self.batches))
+
+    @torch.no_grad()
+    def scores(self, model: nn.Module) -> Scores:
+        """Of a model in evaluation mode."""
+        loss = count = right = 0.0
+        for batch in self.batches:
+            labels = batch["labels"]
+            logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
+            if self.task == "causal-lm":
+                logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            loss += float(functional.cross_entropy(logits, labels, reduction="sum", ignore_index=_IGNORED))
+            count += int((labels != _IGNORED).sum())
+            right += int((logits.argmax(-1) == labels).sum())
+        mean = loss / count if math.isfinite(loss) else math.nan
+        if self.task == "causal-lm":
+            return Scores(mean, None)
+        return Scores(mean, right / count)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What a search makes small: the mean loss, or 1 - accuracy; NaN where the outputs are not finite. Picklable."""
+
+    scoring: Scoring
+    goal: Goal
+
+    def __call__(self, model: nn.Module) -> float:
+        scores = self.scoring.scores(model)
+        return scores.loss if self.goal == "loss" or math.isnan(scores.loss) else 1 - scores.accuracy  # type: ignore[operator]
+
+
+def scoring(task: Task, rows: Any, collate: Callable[[list[dict[str, Any]]], Batch], batch_size: int) -> Scoring:
+    """Rows as batches; texts of about one length together, so that little is padding.
+
+    Raises:
+        ValueError: of causal-lm, when no row has two tokens: there is nothing to predict.
+    """
+    every = list(rows)
+    if "input_ids" in every[0]:
+        every.sort(key=lambda row: len(row["input_ids"]))
+    if task == "causal-lm" and len(every[-1]["input_ids"]) < 2:
+        raise ValueError("no text has two tokens, so there is none to predict; expected longer texts")
+    starts = range(0, len(every), batch_size)
+    return Scoring(task, tuple(collate(every[start : start + batch_size]) for start in starts), len(every))

@@ -1,0 +1,82 @@
+"""Where the result goes: looked at before hours of work, written when all of it is there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paring.delta.files import save_delta
+from paring.files import replacing_folder
+from paring.recipes.slim.methods import Attempt
+from paring.recipes.slim.problem import Problem
+from paring.recipes.slim.settings import SlimSettings
+from paring.tasks.extras import require
+
+SUFFIX = ".delta.safetensors"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file, and its bytes."""
+
+    path: Path
+    num_bytes: int
+
+
+def check_new(path: Path, what: str, overwrite: bool) -> None:
+    """That nothing at ``path`` would be lost.
+
+    Raises:
+        FileExistsError: something is there and ``overwrite`` is False.
+    """
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{what}: {path} is there already; take another name, or --overwrite replaces it")
+
+
+def check_report(settings: SlimSettings) -> None:
+    """That a report can be made."""
+    if settings.report is not None:
+        check_new(Path(settings.report), "--report", settings.overwrite)
+        require("matplotlib.figure", "--report")
+
+
+def write(
+    out: Path, finished: Mapping[float, Attempt], facts: Mapping[float, Mapping[str, Any]], settings: SlimSettings
+) -> dict[float, Written]:
+    """One file at ``out``; of several keeps a folder there, with ``keep-KEEP.delta.safetensors`` for each.
+
+    Returns:
+        What was written, by keep.
+    """
+
+    def save(keep: float, path: Path, overwrite: bool) -> int:
+        vector = finished[keep].vector
+        return save_delta(vector, path, facts[keep], values=settings.values, group=settings.group, overwrite=overwrite)
+
+    if len(finished) == 1:
+        (keep,) = finished
+        return {keep: Written(out, save(keep, out, settings.overwrite))}
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()
+    with replacing_folder(out, settings.overwrite) as folder:
+        sizes = {keep: save(keep, folder / name_of(keep), False) for keep in finished}
+    return {keep: Written(out / name_of(keep), size) for keep, size in sizes.items()}
+
+
+def name_of(keep: float) -> str:
+    return f"keep-{keep:g}{SUFFIX}"
+
+
+def facts_of(attempt: Attempt, problem: Problem | None, scores: Mapping[str, Any], tried: Sequence[Attempt]) -> dict[str, Any]:
+    """What travels with a slimmed delta: its own scores, and those of the fine-tune under another name."""
+    facts = attempt.vector.facts
+    before = facts.get("tuned_scores", facts.get("scores"))
+    if problem is None:
+        return {"scores": {}, "tuned_scores": before} if before else {}
+    return {
+        "objective": problem.objective.goal,
+        "calibration": {"rows": problem.scorings["calibration"].num_rows, "hash": problem.digest},
+        "tried": [a.label for a in tried],
+        "scores": {split: s.metric[1] for split, s in scores.items()},
+        "tuned_scores": {split: s.metric[1] for split, s in problem.tuned.items()},
+    }

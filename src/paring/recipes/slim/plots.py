@@ -1,0 +1,126 @@
+"""Plots of what ``paring slim`` records: the score against evaluations, and against keep. No number is made here."""
+
+import io
+import json
+from collections.abc import Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from paring.files import replacing_folder
+from paring.tasks.extras import require
+
+Record = Mapping[str, Any]
+NUMBERS = "slim.json"
+_FORMATS = ("svg", "png")
+# Colour-blind safe (Okabe and Ito). Without a search: grey or broken lines; with one: solid.
+_STYLES: dict[str, dict[str, Any]] = {
+    "magnitude": {"color": "#999999", "linestyle": ":", "marker": "v"},
+    "rescaled": {"color": "#555555", "linestyle": "--", "marker": "^"},
+    "dare": {"color": "#E69F00", "linestyle": "--", "marker": "s"},
+    "della": {"color": "#CC79A7", "linestyle": "-.", "marker": "D"},
+    "nps magnitude": {"color": "#0072B2", "linestyle": "-", "marker": "o"},
+    "nps layer": {"color": "#009E73", "linestyle": "-", "marker": "P"},
+    "nps kind": {"color": "#D55E00", "linestyle": "-", "marker": "X"},
+    "nps magnitude*kind": {"color": "#56B4E9", "linestyle": "-", "marker": "*"},
+    "nps random": {"color": "#000000", "linestyle": "-", "marker": "h"},
+}
+_OTHER = {"color": "#222222", "linestyle": "-", "marker": "."}
+
+
+def write_report(record: Record, folder: Path, overwrite: bool) -> list[str]:
+    """Writes the numbers, and the plots that they are enough for, into a folder; the names of its files.
+
+    Raises:
+        ImportError: matplotlib is missing. FileExistsError: the folder is there and ``overwrite`` is False.
+    """
+    plots = {}
+    if any("history" in a for k in record["keeps"] for a in k["tried"]):
+        plots["search"] = against_evaluations
+    if len(record["keeps"]) > 1 and record["tuned"]:
+        plots["keep"] = against_keep
+    content = {NUMBERS: (json.dumps(record, indent=2) + "\n").encode()}
+    for name, plot in plots.items():
+        content |= {f"{name}.{kind}": plot(record, kind) for kind in _FORMATS}
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    with replacing_folder(folder, overwrite) as temporary:
+        for name, data in content.items():
+            (temporary / name).write_bytes(data)
+    return list(content)
+
+
+def against_evaluations(record: Record, kind: str) -> bytes:
+    """A panel a keep: every evaluation as a dot, the best so far as a line; the fine-tune's score across.
+
+    Args:
+        kind: "svg" or "png".
+    """
+    keeps, goal = record["keeps"], record["objective"]
+    figure, axes = _panels(len(keeps))
+    for axis, one in zip(axes, keeps, strict=True):
+        for tried in (a for a in one["tried"] if "history" in a):
+            scores = [_shown(score, goal) for score in tried["history"]]
+            style = _style(tried["label"])
+            numbers = range(1, len(scores) + 1)
+            axis.plot(numbers, scores, ".", color=style["color"], alpha=0.3, markersize=4)
+            better = min if goal == "loss" else max
+            worst = float("inf") if goal == "loss" else float("-inf")
+            best = list(accumulate((worst if s is None else s for s in scores), better))
+            axis.step(numbers, best, where="post", label=tried["label"], color=style["color"], linewidth=1.8)
+        _line_of_tuned(axis, record["tuned"]["calibration"][goal])
+        _dress(axis, f"keep {one['keep']:g}", "evaluations", f"calibration {goal}")
+    return _drawn(figure, axes[0], kind)
+
+
+def against_keep(record: Record, kind: str) -> bytes:
+    """The task's metric of every method at every keep: on validation rows, or on calibration rows where there are none."""
+    split = "validation" if "validation" in record["tuned"] else "calibration"
+    metric = "accuracy" if "accuracy" in record["tuned"][split] else "loss"
+    figure, (axis,) = _panels(1)
+    labels = [a["label"] for a in record["keeps"][0]["tried"]]
+    keeps = sorted(record["keeps"], key=lambda one: one["keep"])
+    for label in labels:
+        scores = [next(a["scores"][split][metric] for a in one["tried"] if a["label"] == label) for one in keeps]
+        axis.plot([one["keep"] for one in keeps], scores, label=label, linewidth=1.8, markersize=6, **_style(label))
+    _line_of_tuned(axis, record["tuned"][split][metric])
+    axis.set_xscale("log")
+    axis.set_xticks([one["keep"] for one in keeps], [f"{one['keep']:g}" for one in keeps])
+    axis.minorticks_off()
+    _dress(axis, "", "keep: share of the entries", f"{split} {metric}")
+    return _drawn(figure, axis, kind)
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    # A figure of its own, not pyplot's: no global state, no window, no backend chosen for the caller.
+    figure_module = require("matplotlib.figure", "--report")
+    figure = figure_module.Figure(figsize=(max(3.6 * count, 6.0), 4.2), dpi=130, layout="constrained")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _dress(axis: Any, title: str, x: str, y: str) -> None:
+    axis.set(title=title, xlabel=x, ylabel=y)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _line_of_tuned(axis: Any, score: float | None) -> None:
+    if score is not None:
+        axis.axhline(score, color="#000000", linewidth=0.8, linestyle=(0, (6, 3)), label="the fine-tune")
+
+
+def _drawn(figure: Any, axis: Any, kind: str) -> bytes:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)  # the same bytes another day
+    return buffer.getvalue()
+
+
+def _style(label: str) -> dict[str, Any]:
+    return _STYLES.get(label, _OTHER)
+
+
+def _shown(score: float | None, goal: str) -> float | None:
+    """What the search made small, as what a reader knows."""
+    return score if score is None or goal == "loss" else 1 - score

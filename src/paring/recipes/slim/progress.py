@@ -1,0 +1,50 @@
+"""What ``paring slim`` prints while it searches."""
+
+import time
+from collections.abc import Callable
+
+from paring.search.run import Progress
+
+_SHARE, _SECONDS = 0.1, 20.0  # of the budget, and since the last line: whichever comes first
+
+
+class Lines:
+    """A line now and then: the best score so far, and the time that all searches still take.
+
+    Args:
+        goal: what the score is: "loss" or "accuracy".
+        num_searches: of the whole run, each of ``budget`` evaluations.
+        say: takes the lines.
+    """
+
+    def __init__(self, goal: str, num_searches: int, budget: int, say: Callable[[str], None]) -> None:
+        self._goal, self._say = goal, say
+        self._left, self._budget = num_searches * budget, budget
+        self._begun: float | None = None
+        self._made = 0
+
+    def of(self, label: str) -> Callable[[Progress], None]:
+        """What a search of this name reports to."""
+        self._left -= self._budget
+        last = [0, time.perf_counter()]
+
+        def report(progress: Progress) -> None:
+            now = time.perf_counter()
+            self._begun = self._begun if self._begun is not None else now - progress.latest.seconds
+            self._made += 1
+            done = progress.num_evaluations
+            due = done - last[0] >= _SHARE * progress.budget or now - last[1] >= _SECONDS
+            if not due and done < progress.budget:
+                return
+            last[:] = [done, now]
+            seconds = (now - self._begun) / self._made * (progress.budget - done + self._left)
+            self._say(f"{label}   {done:>4} of {progress.budget}   best {self._best(progress)}   {seconds:.0f} s left")
+
+        return report
+
+    def _best(self, progress: Progress) -> str:
+        best = progress.best
+        if best is None or best.score is None:
+            return f"{self._goal}: none is a number yet"
+        score = best.score if self._goal == "loss" else 1 - best.score
+        return f"{self._goal} {score:.4f} ({best.start or f'evaluation {best.index}'})"

@@ -1,0 +1,122 @@
+"""The settings of ``paring slim``."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from paring.recipes.scoring import Goal
+from paring.recipes.settings import TASKS, Task
+from paring.search.settings import SearchSettings
+from paring.slim.nps import Nps
+from paring.slim.pruners import PRUNERS, SCOPES, check_keep
+from paring.slim.subspaces import SUBSPACES
+
+WITHOUT_DATA, WITH_DATA = "rescaled", "nps"  # the default methods
+METHODS = (*PRUNERS, "nps", "auto")
+VALUES = ("fp32", "bf16", "fp16", "int8", "int4", "sign")
+GOALS = ("loss", "accuracy")
+Values = Literal["fp32", "bf16", "fp16", "int8", "int4", "sign"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimSettings:
+    """How one delta, or each of several, is made small.
+
+    Attributes:
+        keep: shares of all entries of the delta's tensors that are kept, each in (0, 1]; a file is made for each.
+        method: one of ``METHODS``; None: "nps" with calibration rows, "rescaled" without.
+        scope: of "magnitude" and "rescaled": "global" or "tensor".
+        values, group: how differences are stored, see ``save_delta``.
+        objective: what is searched for on calibration rows: the least loss, or the highest accuracy.
+        budget: evaluations of a search, at least 2.
+        seed: of the search, of random pruning, and of what is held out.
+        subspaces: that "nps" (one) and "auto" (each) try, see ``paring.slim.subspaces``; None: the usual one, and all.
+        parts: M, the number of subspaces, at least 2.
+        workers: Ray workers that score candidates; 0: this process does.
+        search: folder of the searches' journals; one that is there is gone on with. None: nowhere.
+        held_out: share of the calibration rows that "auto" selects on without validation rows, in (0, 1).
+        batch_size: rows scored at a time.
+        task, config, text_column, label_column, max_length: where the delta does not say; see ``paring.recipes.tuned``.
+        report: a new folder for the numbers as JSON, and plots; None: none.
+        overwrite: whether what is at the output may be replaced.
+
+    Raises:
+        ValueError: naming the setting, what it is, what was expected.
+    """
+
+    keep: tuple[float, ...]
+    method: str | None = None
+    scope: str = "global"
+    values: str = "fp16"
+    group: int = 0
+    objective: Goal = "loss"
+    budget: int = 200
+    seed: int = 0
+    subspaces: tuple[str, ...] | None = None
+    parts: int = 8
+    workers: int = 0
+    search: str | None = None
+    held_out: float = 0.25
+    batch_size: int = 32
+    task: Task | None = None
+    config: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    max_length: int | None = None
+    report: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.keep:
+            _refuse("keep", self.keep, "at least one share of entries kept, in (0, 1]")
+        for keep in self.keep:
+            check_keep(keep, self.scope)
+        if len(set(self.keep)) < len(self.keep):
+            _refuse("keep", self.keep, "every share once")
+        for name, allowed in (
+            ("method", METHODS),
+            ("scope", SCOPES),
+            ("values", VALUES),
+            ("objective", GOALS),
+            ("task", TASKS),
+        ):
+            value = getattr(self, name)
+            if value not in allowed and not (value is None and name in ("method", "task")):
+                _refuse(name, value, f"one of {', '.join(allowed)}")
+        for method in ("nps", "auto"):
+            for how in self.searches(method):  # checks them
+                if self.subspaces and self.subspaces.count(how.subspaces) > 1:
+                    _refuse("subspaces", self.subspaces, "every one once")
+        if self.subspaces is not None and (not self.subspaces or (len(self.subspaces) > 1 and self.method != "auto")):
+            _refuse("subspaces", self.subspaces, "one; several with the method 'auto' alone")
+        for name, least in (("budget", 2), ("workers", 0), ("batch_size", 1), ("group", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                _refuse(name, value, f"a whole number, at least {least}")
+        if not (isinstance(self.held_out, float) and math.isfinite(self.held_out) and 0 < self.held_out < 1):
+            _refuse("held_out", self.held_out, "a share between 0 and 1")
+        self.search_settings()
+
+    def search_settings(self) -> SearchSettings:
+        """Of each search; its bounds are its own matter."""
+        return SearchSettings(budget=self.budget, seed=self.seed)
+
+    def searches(self, method: str) -> tuple[Nps, ...]:
+        """What a method searches; "auto" tries each, and pruning without data searches nothing."""
+        kinds = self.subspaces or {"nps": (Nps().subspaces,), "auto": tuple(SUBSPACES)}.get(method, ())
+        return tuple(Nps(subspaces=kind, parts=self.parts) for kind in kinds) if method in ("nps", "auto") else ()
+
+    def chosen(self, with_data: bool) -> str:
+        """The method.
+
+        Raises:
+            ValueError: it needs calibration rows and there are none.
+        """
+        method = self.method or (WITH_DATA if with_data else WITHOUT_DATA)
+        if method in ("nps", "auto") and not with_data:
+            raise ValueError(f"method is {method!r}, which searches on rows of the task; give some with --calibration FILE")
+        return method
+
+
+def _refuse(name: str, got: object, expected: str) -> None:
+    raise ValueError(f"{name} is {got!r}; expected {expected}")
