@@ -49,7 +49,7 @@ def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut
     step = numel // _SAMPLE | 1  # odd, so that it visits all columns of a matrix of even width
     sample = np.sort(read(0, numel, step).numpy())[::-1]
     guess = counts(numel, round(np.count_nonzero(sample) / sample.size * numel))
-    brackets = [_Bracket(*_between(sample, k / numel), numel) for k in guess]
+    brackets = [_Bracket(*_between(sample, min(1.0, k / numel)), numel) for k in guess]
     nonzero = 0
     for start, end in ranges():
         a = read(start, end, 1).numpy()
