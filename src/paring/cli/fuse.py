@@ -24,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--allow", choices=("extra",), nargs="+", default=[], help="leave out tensors that the base lacks")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where it is computed: cpu, cuda, … (cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="tensors at a time (one a core)")
-    parser.add_argument("--shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="the most bytes of a file (5GB)")
+    parser.add_argument(
+        "--shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="the most bytes of a file (5GB)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at OUT, when the new one is whole")
     parser.set_defaults(run=_run)
 

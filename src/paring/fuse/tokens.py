@@ -35,13 +35,13 @@ class Vocabulary:
     Attributes:
         size: rows of the output.
         rows: for each model, its row for each row of the output; -1: it lacks the token.
-        base: whose rows come first in making up for those that are lacking.
+        base: whose rows come first in making up for those that are lacking; None: nobody's.
         files: to be written with the output.
     """
 
     size: int
     rows: Mapping[Reference, Tensor]
-    base: Reference
+    base: Reference | None
     files: Mapping[str, bytes]
 
     def info(self, job: Job) -> TensorInfo:
@@ -66,7 +66,7 @@ class Vocabulary:
         fill = torch.stack([own[r] for r in own]).sum(0) if bool((count < len(rows)).any()) else None
         if fill is not None:
             fill /= count.clamp(min=1).view(-1, *[1] * (fill.ndim - 1))
-            if self.base in own:
+            if self.base is not None and self.base in own:
                 there = rows[self.base] >= 0
                 fill[there] = own[self.base][there]
             for reference, row in rows.items():
@@ -108,7 +108,7 @@ def align_vocabularies(plan: Plan) -> Vocabulary | None:
             row[place] = tokens.get(token, -1)
         rows[reference] = row
     files = {_FILE: tokenizers[plan.main].with_tokens(new)} if new else {}
-    return Vocabulary(size, rows, plan.main, files)
+    return Vocabulary(size, rows, plan.config.base, files)
 
 
 class _Tokenizer:
