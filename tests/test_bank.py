@@ -126,6 +126,44 @@ def test_a_swap_touches_the_entries_of_both_deltas_alone() -> None:
     assert module.a.tolist() == [7.0] + [0.0] * 9 and module.b.tolist() == [1.0] * 10
 
 
+def test_one_tensor_here_and_two_where_the_delta_was_made() -> None:
+    base = {"a": torch.randn(4, 4)}
+    base["b"] = base["a"].clone()
+    tuned = {n: t + 0.1 for n, t in base.items()}
+    module = nn.Module()
+    module.a = module.b = nn.Parameter(base["a"].clone())
+    bank = Bank(module)
+    bank.add("alike", paring.diff(base, tuned))
+    bank.add("apart", paring.diff(base, tuned | {"b": tuned["b"] + 1}))
+    bank.add("elsewhere", paring.diff(base, tuned | {"b": base["b"].index_fill(0, torch.tensor(1), 7)}))
+    bank.activate("alike")
+    assert torch.equal(module.a, tuned["a"])
+    for name in ("apart", "elsewhere"):
+        with pytest.raises(
+            DeltaError,
+            match=f"delta '{name}': 'a' and 'b' are one tensor in this model, and the delta changes them differently",
+        ):
+            bank.activate(name)
+        assert bank.active == "alike" and torch.equal(module.a, tuned["a"])
+    bank.deactivate()
+    assert_same_bits({"a": module.a.detach()}, {"a": base["a"]})
+
+
+def test_a_delta_stored_plainly_is_swapped_where_it_changes_something(tmp_path: Path) -> None:
+    base = {"a": torch.zeros(100, 100)}
+    tuned = {"a": torch.zeros(100, 100).index_fill(0, torch.arange(8), 1.0)}
+    paring.save_delta(paring.diff(base, tuned), tmp_path / "rows.delta.safetensors", compression="none")
+    module = nn.Module()
+    module.a = nn.Parameter(base["a"].clone())
+    bank = Bank(module, tmp_path)
+    bank.activate("rows")
+    assert torch.equal(module.a, tuned["a"])
+    with torch.no_grad():
+        module.a[50] = 7.0  # what no delta covers is nobody's to change
+    bank.deactivate()
+    assert module.a[50].eq(7.0).all() and not module.a[:8].any()
+
+
 def test_a_swap_waits_for_running_forwards(folder: Path) -> None:
     model = bert().bfloat16().eval()
     bank = Bank(model, folder)

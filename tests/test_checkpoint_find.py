@@ -142,6 +142,22 @@ def test_indices_that_are_none(tmp_path: Path, text: bytes, said: str) -> None:
         find(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"weight_map": "\x1b[31m\x9bred\u202e"},
+        {"weight_map": {"\x1b[31m": "\x1b/\n"}},
+        {"weight_map": {"\x07": "\x1b.bin"}},
+        {"\x1b": 1},
+    ],
+)
+def test_an_index_does_not_command_the_terminal(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+    with pytest.raises(DeltaError) as caught:
+        find(tmp_path)
+    assert str(caught.value).isprintable()
+
+
 def test_a_huge_index_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "model.safetensors.index.json").open("wb") as file:
         file.truncate(10**12)  # takes no room

@@ -54,7 +54,7 @@ def test_parts_have_codes_of_their_own() -> None:
 def test_long_runs_stay_below_the_largest_expansion() -> None:
     for raw in (np.zeros(20_000_000, np.uint8), np.tile(noise(768), 20_000)):
         stored, compression = pack(raw)
-        assert compression == "zstd" and raw.size <= most_bytes(stored.size) and raw.size > 100 * stored.size
+        assert compression == "zstd" and raw.size <= most_bytes(stored.size) and raw.size > 64 * stored.size
         assert np.array_equal(unpack(stored, compression, raw.size, WHERE), raw)
 
 
@@ -131,7 +131,7 @@ BOMBS = """
 import resource
 from paring import DeltaError
 from paring.delta.codec.compression import unpack
-assert unpack(zeros(1 << 20, 512, 1 << 11), "zstd", 1 << 20, "").size == 1 << 20
+assert unpack(zeros(1 << 20, 2048, 1 << 9), "zstd", 1 << 20, "").size == 1 << 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for declared, blocks, raw_bytes in [
     (1 << 33, 1 << 16, 1 << 33),  # true, and too much
@@ -176,4 +176,4 @@ def test_mutated_frames_give_an_error_or_as_many_bytes() -> None:
 
 
 def test_limits_are_the_specified_ones() -> None:
-    assert (MOST_EXPANSION, FREE_BYTES) == (1_024, 65_536) and most_bytes(10) == 75_776
+    assert (MOST_EXPANSION, FREE_BYTES) == (256, 65_536) and most_bytes(10) == 68_096 and most_bytes(10, 8) == 65_616

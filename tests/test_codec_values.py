@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paring import DeltaError
 from paring.delta.codec.bits import exact_difference
-from paring.delta.codec.compression import FREE_BYTES
+from paring.delta.codec.compression import FREE_BYTES, most_bytes, pack
 from paring.delta.codec.quantise import LARGEST, num_groups
 from paring.delta.codec.values import KINDS, EncodedValues, decode_values, encode_values, payload_bytes
 
@@ -263,9 +263,24 @@ def test_what_is_refused(name: str) -> None:
 def test_a_frame_that_claims_too_much_is_refused_before_memory_is_taken() -> None:
     frame = encode_values(torch.zeros(10_000, dtype=torch.int64), "bits64")
     assert frame.compression == "zstd"
-    count = (frame.stored.size * 1_024 + FREE_BYTES) // 8 + 1
+    count = (frame.stored.size * 256 + FREE_BYTES) // 8 + 1
     with pytest.raises(DeltaError, match="claim to hold"):
         decode_values("bits64", frame.stored, "zstd", 8 * count, count, 0, None, WHERE)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stored_byte_is_few_values(kind: str) -> None:
+    """However much alike they are; a frame that unfolds further is refused, though the format's other limits would allow it."""
+    count = 3_000_000
+    values = torch.zeros(count, dtype=KINDS[kind].dtype if kind in EXACT else torch.float32)
+    e = encode_values(values, kind)
+    assert e.compression == "zstd" and count <= 64 * e.stored.size + 8 * FREE_BYTES and e.stored.size < 0.25 * count
+    assert torch.equal(decoded(e, kind, count).to(values.dtype), values)
+    raw = np.zeros(payload_bytes(kind, count), np.uint8)
+    stored, compression = pack(raw, range(0, raw.size, 2048), expansion=1_024)
+    assert most_bytes(stored.size, KINDS[kind].expansion) < raw.size <= most_bytes(stored.size, 1_024)
+    with pytest.raises(DeltaError, match=r"'layer\.weight': [\d,]+ compressed bytes claim to hold"):
+        decode_values(kind, stored, compression, raw.size, count, 0, e.scales, WHERE)
 
 
 @pytest.mark.parametrize("kind", KINDS)

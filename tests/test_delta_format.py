@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,13 @@ import format_reader
 import paring
 from conftest import assert_same_bits
 from paring import DeltaError
+from paring.delta.base import Base, TensorFacts
+from paring.delta.change import Change
 from paring.delta.files import INDEX, shards_of
 from paring.delta.inspect import summarise
 from paring.delta.patch import apply_to_checkpoint
+from paring.delta.places import Everywhere, Scattered
+from paring.delta.taskvector import ready
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.append(str(GOLDEN))
@@ -353,3 +358,41 @@ def test_golden_files_in_a_table() -> None:
     for name in NAMES:
         summary = summarise(make.path_of(name), by="tensor")
         assert sum(row.stored for row in summary.rows) < summary.num_bytes
+
+
+VERIFY = """
+import resource, sys
+from pathlib import Path
+from paring import DeltaError
+from paring.delta.inspect import verify
+verify(Path(sys.argv[1]))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+refused = ""
+try:
+    verify(Path(sys.argv[2]))
+except DeltaError as error:
+    refused = str(error)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, refused)
+"""
+
+
+@pytest.mark.parametrize("places", ["dense", "scattered"])
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_small_file_takes_little_memory_without_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: str, honest: bool
+) -> None:
+    """Signs, all alike: at most 2 KB for each byte of the file, or refused before any."""
+    numel = 16_000_000
+    made = Everywhere(numel) if places == "dense" else Scattered(torch.arange(numel // 2, numel))
+    change = Change(torch.Size((4_000, 4_000)), torch.bfloat16, "real", made, torch.ones(made.count))
+    facts = TensorFacts("bfloat16", (4_000, 4_000), "0" * 32)
+    vector = paring.TaskVector({"w": ready(change)}, Base({"w": facts}))
+    if not honest:
+        monkeypatch.setattr("paring.delta.codec.values._MOST_VALUES", 2_048)
+    path, first = tmp_path / "x.delta.safetensors", GOLDEN / "real-sign.delta.safetensors"
+    size = paring.save_delta(vector, path, values="sign")
+    done = subprocess.run([sys.executable, "-c", VERIFY, first, path], capture_output=True, text=True, check=True)
+    grown, _, refused = done.stdout.strip().partition(" ")
+    assert size > made.count / 70 if honest else size < 80_000
+    assert int(grown) < (2_000 * size if honest else 24 << 20)
+    assert ("compressed bytes claim to hold" in refused) != honest

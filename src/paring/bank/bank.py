@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from paring.bank.lock import SwapLock
 from paring.delta.align import located
-from paring.delta.applied import room
+from paring.delta.applied import memory_of, room, told_apart
+from paring.delta.blocks import same_bits
+from paring.delta.change import without_zeros
 from paring.delta.claims import refuse_claimed
 from paring.delta.errors import DeltaError
 from paring.delta.files import INDEX, load_delta
-from paring.delta.places import Places
+from paring.delta.places import Places, same_places
 from paring.delta.sources import MemorySource
 from paring.delta.taskvector import TaskVector
 
@@ -137,7 +139,8 @@ class Bank:
 
         Raises:
             KeyError: there is no such delta. BankBusy: forwards still run after ``timeout``, or this thread is in one.
-            DeltaError: the delta is damaged. The model is as it was in each of these cases.
+            DeltaError: the delta is damaged, or changes a tied tensor differently under two names. The model is as it was in each
+                of these cases.
         """
         self._refuse_unknown(name)
         self._lock.write(timeout)
@@ -223,16 +226,22 @@ class Bank:
     def _prepare(self, name: str) -> tuple[Entries, ...]:
         """The entries of base + delta; the model is the base now."""
         vector, found = self._vectors[name]
-        prepared = []
-        for tensor_name, change in vector.load_all():
+        prepared: dict[tuple[int, ...], Entries] = {}
+        names: dict[tuple[int, ...], str] = {}
+        for tensor_name, loaded in vector.load_all():
+            change = without_zeros(loaded)
             there = located(tensor_name, found)
             tensor = self._source.tensor(there)
             if tensor.dtype != change.dtype or tensor.shape != change.shape:
                 raise DeltaError(f"delta {name!r}: '{tensor_name}' of the model has become {list(tensor.shape)} {tensor.dtype}")
             before = change.places.gather(tensor)
             after = change.after(before, f"delta {name!r}: '{tensor_name}'")
-            prepared.append(Entries(there, change.places, before, after))
-        return tuple(prepared)
+            made, key = Entries(there, change.places, before, after), memory_of(tensor)
+            first = prepared.setdefault(key, made)  # another name's, where both are one tensor here
+            if not (same_places(first.places, made.places) and same_bits(first.after, made.after)):
+                raise DeltaError(f"delta {name!r}: {told_apart(names[key], tensor_name)}")
+            names.setdefault(key, tensor_name)
+        return tuple(prepared.values())
 
     def _take_off(self, entries: Iterable[Entries]) -> None:
         for e in entries:

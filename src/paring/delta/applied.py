@@ -74,17 +74,17 @@ def apply(vector: TaskVector, model: nn.Module) -> Applied:
     by_memory: dict[tuple[int, ...], Written] = {}
     try:
         for name, change in vector.load_all():
-            first = by_memory.get(_memory(tensors[name]))  # tied here, and two tensors where the delta was made
+            first = by_memory.get(memory_of(tensors[name]))  # tied here, and two tensors where the delta was made
             if first is not None and not same_places(change.places, first.places):
-                raise DeltaError(_one(first.name, name))
+                raise DeltaError(told_apart(first.name, name))
             before = change.places.gather(tensors[name]) if first is None else first.before
             after = change.after(before, f"'{name}'")
             made = Written(tensors[name], name, change.places, before, tensor_hash([after]))
             if first is not None:
                 if made.after_hash != first.after_hash:
-                    raise DeltaError(_one(first.name, name))
+                    raise DeltaError(told_apart(first.name, name))
                 continue
-            written.append(by_memory.setdefault(_memory(tensors[name]), made))
+            written.append(by_memory.setdefault(memory_of(tensors[name]), made))
             change.places.scatter_(tensors[name], after)
     except BaseException:
         _restore(written)
@@ -130,9 +130,9 @@ def take_back(vector: TaskVector, model: nn.Module) -> None:
     seen: set[tuple[int, ...]] = set()
     try:
         for name, change in vector.load_all():
-            if (change.kind == "new" and change.before is None) or _memory(tensors[name]) in seen:
+            if (change.kind == "new" and change.before is None) or memory_of(tensors[name]) in seen:
                 continue
-            seen.add(_memory(tensors[name]))
+            seen.add(memory_of(tensors[name]))
             after = change.places.gather(tensors[name])
             before = change.before() if change.kind == "new" and change.before is not None else change.back(after)
             written.append(Written(tensors[name], name, change.places, after, ""))
@@ -162,11 +162,13 @@ def room(vector: TaskVector, source: MemorySource, found: dict[str, str], name: 
     return tensor
 
 
-def _memory(tensor: Tensor) -> tuple[int, ...]:
+def memory_of(tensor: Tensor) -> tuple[int, ...]:
+    """Equal for tied tensors."""
     return (tensor.data_ptr(), *tensor.shape, -1, *tensor.stride())
 
 
-def _one(first: str, second: str) -> str:
+def told_apart(first: str, second: str) -> str:
+    """The error for a delta that changes one tensor of a model differently under two of its names."""
     return f"'{first}' and '{second}' are one tensor in this model, and the delta changes them differently; untie them first"
 
 

@@ -14,14 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from paring.delta.blocks import same_bits
 from paring.delta.codec.bits import exact_back, exact_difference, exact_sum
 from paring.delta.codec.planes import CHUNK
+from paring.delta.codec.zeros import nonzero
 from paring.delta.errors import DeltaError
-from paring.delta.places import Places
+from paring.delta.places import Everywhere, Places, Scattered
+
+# The share of entries below which positions (8 bytes each) and the values there take less memory than all values.
+SCATTERED_BELOW = 0.25
 
 Kind = Literal["exact", "real", "new"]
 
@@ -116,6 +121,18 @@ def _leaves_range(before: Tensor, total: Tensor, after: Tensor) -> bool:
 def exact_change(before: Tensor, after: Tensor, places: Places, shape: torch.Size) -> Change:
     """The exact change that turns ``before`` into ``after``, both flat at ``places``."""
     return Change(shape, after.dtype, "exact", places, exact_difference(before, after), lambda: before)
+
+
+def without_zeros(change: Change) -> Change:
+    """An exact change of all entries, most of them by nothing, as one of the others alone; any other as it is."""
+    if change.kind != "exact" or not isinstance(change.places, Everywhere):
+        return change
+    numbers = change.values.cpu().numpy()
+    positions = nonzero(numbers) if np.count_nonzero(numbers) < SCATTERED_BELOW * numbers.size else None
+    if positions is None:
+        return change
+    places = Scattered(torch.from_numpy(positions))
+    return replace(change, places=places, values=torch.from_numpy(numbers.take(positions)), before=None)
 
 
 def unchanged(change: Change) -> bool:

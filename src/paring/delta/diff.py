@@ -19,7 +19,7 @@ from paring.delta.base import Base, FactsWhenAsked, base_of, dtype_name
 from paring.delta.change import Change
 from paring.delta.codec.bits import exact_difference, integer_of
 from paring.delta.codec.zeros import nonzero
-from paring.delta.encode import SCATTERED_BELOW
+from paring.delta.encode import at_positions
 from paring.delta.errors import DeltaError
 from paring.delta.places import Everywhere, Places, Scattered
 from paring.delta.sources import BaseLike, CheckpointSource, Source, as_source
@@ -173,7 +173,7 @@ def _difference(name: str, before: _Renamed, after: Source, exact: bool) -> Lazy
             start += a.numel()
         assert start == numel
         places: Places = Everywhere(numel)
-        if changed < SCATTERED_BELOW * numel:
+        if at_positions(changed, numel):
             positions = nonzero(d)
             places, d = Scattered(torch.from_numpy(positions)), d.take(positions)
         made = Change(shape, dtype, "exact", places, torch.from_numpy(d), before.entries(name, places))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from paring.delta.blocks import Rect
-from paring.delta.change import Change
+from paring.delta.change import SCATTERED_BELOW, Change
 from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.codec.compression import pack
 from paring.delta.codec.positions import decode_positions, encode_positions, unpack_mask
@@ -18,10 +18,7 @@ from paring.delta.errors import DeltaError
 from paring.delta.manifest import Entry, Part
 from paring.delta.places import Blocks, Everywhere, Places, Scattered
 
-# Of exact differences, by the share of entries that change. In memory: below the first those are kept, at positions (8 bytes
-# each), else all are; when they come from a file, where that is the longer kept, below the second. In a file: below the third
-# without the zeros.
-SCATTERED_BELOW, _READ_SCATTERED_BELOW, _MASKED_BELOW = 0.05, 0.25, 0.8
+_MASKED_BELOW = 0.8  # of exact differences everywhere, the share that is not zero below which zeros are left out of a file
 _MASKED_FROM = 4096  # entries: with fewer, what the file's header says of the mask costs more
 
 
@@ -35,6 +32,14 @@ class Encoded:
     @property
     def num_bytes(self) -> int:
         return sum(t.numel() * t.itemsize for t in self.stored.values())
+
+
+def at_positions(changed: int, numel: int) -> bool:
+    """Whether an exact difference that is to be stored is better kept, on the way, at positions than whole with its zeros.
+
+    From 5 % on a mask is made of the zeros, in a third of the time; but small tensors have none.
+    """
+    return changed < (0.05 if numel >= _MASKED_FROM else SCATTERED_BELOW) * numel
 
 
 def encode(change: Change, values: str, group: int, where: str, compression: str = "zstd") -> Encoded:
@@ -121,7 +126,7 @@ def decode(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Change:
         where,
     )
     numel = entry.shape.numel()
-    if entry.kind == "exact" and entry.places == "mask" and entry.count >= _READ_SCATTERED_BELOW * numel:
+    if entry.kind == "exact" and entry.places == "mask" and entry.count >= SCATTERED_BELOW * numel:
         packed = entry.parts["places"]
         mask = unpack_mask(_raw(stored["places"], "places", where), packed.compression, packed.raw_bytes, numel, where)
         return Change(entry.shape, entry.dtype, "exact", Everywhere(numel), with_zeros(mask, values, numel, where))

@@ -120,7 +120,7 @@ def _weight_map(index: Path, content: dict[str, Any], kind: Kind) -> dict[str, s
     found = content.get("weight_map")
     if not isinstance(found, dict) or not found:
         raise DeltaError(
-            f"{index} has the weight_map {str(found)[:100]}, expected an object of tensor names and file names; fetch it again"
+            f"{index} has the weight_map {ascii(found)[:100]}, expected an object of tensor and file names; fetch it again"
         )
     for tensor, name in found.items():
         if not isinstance(name, str) or not _is_plain(name):

@@ -6,9 +6,10 @@ A payload is stored in one of two ways, which stands beside it (``compression``)
     "zstd"   one Zstandard frame (RFC 8878) and nothing else: the content size stands in its header and is ``raw_bytes``; a
              window of at most 128 MiB; no dictionary. A checksum is not needed (the file has its own), and verified if there.
 
-The content is at most 1,024 times the stored bytes, plus 65,536: a frame may unfold 32,768-fold, so that a small file could
-claim much memory. A writer whose frame would unfold further (long runs of one byte) ends a block every 2,048 bytes; a block
-takes 4 bytes at least. What claims to unfold further is refused before memory is taken.
+The content is at most 256 times the stored bytes (of some values less, see ``values``), plus 65,536: a frame may unfold
+32,768-fold, so that a small file could claim much memory. A writer whose frame would unfold further (long runs of one byte)
+ends blocks earlier, at the most every 512 bytes; a block takes 4 bytes at least. What claims to unfold further is refused
+before memory is taken.
 
 What the codecs beside this one make of differences are bytes with few repeats but a skewed distribution, in which repeats are
 mostly chance, and cost more than the plain Huffman code saves them. So the writer looks for them in a table of 64 entries only,
@@ -28,20 +29,19 @@ from paring.delta.errors import DeltaError
 Bytes = npt.NDArray[np.uint8]
 Buffer = npt.NDArray[np.generic] | bytes | bytearray | memoryview
 
-MOST_EXPANSION, FREE_BYTES = 1024, 1 << 16
+MOST_EXPANSION, FREE_BYTES = 256, 1 << 16
 _WORTH = 0.98  # of the raw size: less gain than this is not worth a reader's time
 _MOST_WINDOW = 1 << 27
 _MAGIC = b"\x28\xb5\x2f\xfd"  # of a frame; a skippable frame, or one of an older Zstandard, begins otherwise
 _MOST_HEADER = 18
-_SHORT_BLOCK = 2048
 _PIECE = 1 << 23
 _FEW_REPEATS = {"strategy": zstandard.STRATEGY_FAST, "min_match": 7, "hash_log": 6, "chain_log": 6, "search_log": 1}
 _WINDOW_LOG = 17
 
 
-def most_bytes(stored_bytes: int) -> int:
+def most_bytes(stored_bytes: int, expansion: int = MOST_EXPANSION) -> int:
     """The most bytes that a payload of so many stored bytes may have."""
-    return stored_bytes * MOST_EXPANSION + FREE_BYTES
+    return stored_bytes * expansion + FREE_BYTES
 
 
 def as_bytes(buffer: Buffer) -> Bytes:
@@ -51,26 +51,30 @@ def as_bytes(buffer: Buffer) -> Bytes:
     return np.frombuffer(buffer, np.uint8)
 
 
-def pack(raw: Buffer, cuts: Iterable[int] = (), compression: str = "zstd") -> tuple[Bytes, str]:
+def pack(
+    raw: Buffer, cuts: Iterable[int] = (), compression: str = "zstd", expansion: int = MOST_EXPANSION
+) -> tuple[Bytes, str]:
     """What to store of ``raw``, and its compression: "zstd" where that is at least 2 % smaller, else "none".
 
     Args:
         cuts: offsets where bytes of another distribution begin. A block of the frame ends there, so that each part gets a code
             of its own: in payloads of less than a few blocks (128 KiB), one code for all costs 15 %.
         compression: "none": it is stored as it is.
+        expansion: bytes that a stored one stands for at most.
     """
     plain = as_bytes(raw)
     if compression == "none":
         return plain, "none"
     frame = _frame(plain, cuts)
-    if plain.size > most_bytes(len(frame)):
-        frame = _frame(plain, range(0, plain.size, _SHORT_BLOCK))
+    for factor in (32, 8, 2):  # the shorter the blocks, the fewer repeats are found
+        if plain.size > most_bytes(len(frame), expansion):
+            frame = _frame(plain, range(0, plain.size, factor * expansion))
     if len(frame) > plain.size * _WORTH:
         return plain, "none"
     return np.frombuffer(frame, np.uint8), "zstd"
 
 
-def unpack(stored: Buffer, compression: str, raw_bytes: int, where: str) -> Bytes:
+def unpack(stored: Buffer, compression: str, raw_bytes: int, where: str, expansion: int = MOST_EXPANSION) -> Bytes:
     """The payload, to be read only; memory is taken when its size is known to be ``raw_bytes`` and in proportion.
 
     Raises:
@@ -83,7 +87,7 @@ def unpack(stored: Buffer, compression: str, raw_bytes: int, where: str) -> Byte
         return held
     if compression != "zstd":
         raise DeltaError(f"{where}: compression {compression!r:.50}; expected 'none' or 'zstd'")
-    if not 0 < raw_bytes <= most_bytes(held.size):
+    if not 0 < raw_bytes <= most_bytes(held.size, expansion):
         raise DeltaError(f"{where}: {held.size:,} compressed bytes claim to hold {raw_bytes:,}; no delta is written so")
     _check_header(held, raw_bytes, where)
     try:

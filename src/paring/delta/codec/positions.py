@@ -100,7 +100,7 @@ def unpack_mask(stored: Buffer, compression: str, raw_bytes: int, numel: int, wh
     return unpack(stored, compression, raw_bytes, where)
 
 
-def _encoded(coding: str, p: Tensor, numel: int, compression: str) -> EncodedPositions:
+def _encoded(coding: str, p: Tensor, numel: int, compression: str = "zstd") -> EncodedPositions:
     raw = CODINGS[coding][0](p, numel)
     stored, used = pack(raw, gaps_cuts(raw, p.numel()) if coding == "gaps" else (), compression)
     return EncodedPositions(coding, stored, used, raw.size)

@@ -8,6 +8,9 @@
 Byte planes: all ``count`` lowest bytes, then all second ones, and so on: bytes of the same significance compress together. A
 small difference has high bytes of 0, but -1 would have 255: z saves 1.2 to 1.9 bits an entry over d on what a fine-tune does
 to bf16 and fp32 weights. Turning the sign bit out of a float's exponent byte as well saves 0.05 bits, and is left out.
+
+A stored byte stands for at most 64 values (beyond 65,536 bytes of payload). Otherwise it could stand for 2,048 signs, which
+with their positions take 12 bytes each in memory: a file of a megabyte could claim 24 gigabytes.
 """
 
 from dataclasses import dataclass
@@ -18,10 +21,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from paring.delta.codec.compression import Buffer, Bytes, pack, unpack
+from paring.delta.codec.compression import MOST_EXPANSION, Buffer, Bytes, pack, unpack
 from paring.delta.codec.planes import CHUNK, from_planes, to_planes
 from paring.delta.codec.quantise import dequantise, quantise
 from paring.delta.errors import DeltaError
+
+_MOST_VALUES = 64  # for a stored byte
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class Kind:
     bits: int
     dtype: torch.dtype
     scaled: bool = False
+
+    @property
+    def expansion(self) -> int:
+        """Bytes of a payload that a stored one stands for at most."""
+        return min(_MOST_VALUES * self.bits // 8, MOST_EXPANSION)
 
 
 KINDS = {
@@ -101,7 +111,7 @@ def encode_values(
     else:
         raw = _planes(values, kind, where)
         cuts = range(0, raw.size, values.numel() or 1)
-    stored, used = pack(raw, cuts, compression)
+    stored, used = pack(raw, cuts, compression, KINDS[kind].expansion)
     return EncodedValues(stored, used, raw.size, scales)
 
 
@@ -126,7 +136,7 @@ def decode_values(
         raise DeltaError(f"{where}: {count:,} values as {kind} in groups of {group:,} cannot have {raw_bytes:,} bytes")
     if (scales is not None) != KINDS[kind].scaled:
         raise DeltaError(f"{where}: {kind} has {'no ' if KINDS[kind].scaled else ''}scales; expected otherwise")
-    raw = unpack(stored, compression, raw_bytes, where)
+    raw = unpack(stored, compression, raw_bytes, where, KINDS[kind].expansion)
     if scales is not None:
         return dequantise(raw, kind, count, group, scales, where)
     number = f"<i{KINDS[kind].bits // 8}"
