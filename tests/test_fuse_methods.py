@@ -214,3 +214,10 @@ def test_iso_leaves_out_what_no_task_changed():
     sizes = torch.linalg.svdvals(got)
     torch.testing.assert_close(sizes[:2], torch.linalg.svdvals(tau)[:2].mean().expand(2))
     assert float(sizes[2:].max()) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
+def test_a_density_below_one_entry_keeps_one(name):
+    tau = torch.tensor([1.0, -3, 2])
+    got = merge(name, [tau], torch.zeros(3), {"density": 0.1, "weight": 1})
+    assert got.tolist() == [0, -3, 0]

@@ -53,7 +53,7 @@ def without_outliers(inputs: Inputs, found: Cuts) -> list[Ranking]:
     def counts(density: float, gamma: float) -> Callable[[int, int], list[int]]:
         def of(n: int, nonzero: int) -> list[int]:
             kept = num_kept(density, n)
-            top = 0 if density >= 1 else min(int(gamma * n), n - kept)  # fewer outliers where the two exceed all there are
+            top = min(int(gamma * n), n - kept)  # fewer outliers where the two exceed all there are
             return [kept + top, top]
 
         return of
