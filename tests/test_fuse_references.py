@@ -216,3 +216,15 @@ def test_weights_whose_sum_overflows_are_finite():
     how = method("passthrough")
     settings = how.resolve({}, [{}])
     assert torch.equal(how(Inputs("w", (huge,), None, settings.parameters, settings.per_model)), huge)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+@pytest.mark.parametrize("name", METHODS)
+def test_on_an_accelerator(name):
+    """The same as on the CPU, masks that are drawn included."""
+    for shape in ((60, 41), (25,), (4, 3, 2, 2)):
+        models, base = tensors(shape, num_models(name), torch.bfloat16)
+        expected = METHODS[name](given(name, models, base))
+        merged = METHODS[name](given(name, [m.cuda() for m in models], base.cuda()))
+        assert merged.is_cuda
+        torch.testing.assert_close(merged.cpu(), expected, rtol=1e-4, atol=2e-5)
