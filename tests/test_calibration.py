@@ -144,12 +144,14 @@ def test_scores_are_means_over_rows() -> None:
             right.append(int(out.logits.argmax()) == row["labels"])
     for size in (1, 3, 64):
         made = scoring("text-classification", every, collate, size)
+        assert made.to("cpu").scores(model) == made.scores(model)
         found = made.scores(model)
         assert made.num_rows == 11 and found.accuracy == sum(right) / 11
         assert found.loss == pytest.approx(sum(losses) / 11, rel=1e-5)
         assert Objective(made, "loss")(model) == found.loss and Objective(made, "accuracy")(model) == 1 - sum(right) / 11
     assert 0 < sum(right) < 11
-    assert scoring("text-classification", every, collate, 3).batches[0]["input_ids"].shape[1] < 8  # the short ones together
+    lengths = [batch["input_ids"].shape[1] for batch in scoring("text-classification", every, collate, 3).batches]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1]  # the short ones together
 
 
 def test_a_language_model_is_scored_by_its_tokens() -> None:

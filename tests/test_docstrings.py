@@ -301,6 +301,12 @@ def test_csv_files_hold_the_splits(tmp_path: Path) -> None:
     before = paths[0].read_bytes()
     write_csv("returns", tmp_path / "new")
     assert paths[0].read_bytes() == before
+    (calibration,) = write_csv("returns", tmp_path / "rows", ["calibration"])
+    assert calibration.name == "calibration.csv" and len(list((tmp_path / "rows").iterdir())) == 1
+    with calibration.open(newline="", encoding="utf-8") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == list(load_splits("returns")["calibration"].texts)
+    with pytest.raises(ValueError, match="docstrings: got split 'dev'; expected one of train, calibration, validation, test"):
+        write_csv("returns", tmp_path / "rows", ["dev"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", [None, "unwoven"])

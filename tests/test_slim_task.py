@@ -68,7 +68,7 @@ def test_from_a_run_to_a_slim_file(of: Tuned, tmp_path: Path, capsys: pytest.Cap
     score, fine = accuracy(of, out, of.test), accuracy(of, of.delta, of.test)
     assert small.facts["scores"]["test"] == score and small.facts["tuned_scores"]["test"] == fine
     assert fine == json.loads((of.folder / "results.json").read_text())["scores"].get("test", fine)
-    assert f"test accuracy {score:.4f}, the fine-tune's {fine:.4f} ({100 * score / fine:.1f} % of it)" in said
+    assert f"Test accuracy {score:.4f}, the fine-tune's {fine:.4f} ({100 * score / fine:.1f} % of it)" in said
     assert 0.6 < score <= fine + 0.1  # of three classes
     assert of.delta.read_bytes() == before
     assert main(of.slim(out, *FEW)) == 2

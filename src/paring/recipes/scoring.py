@@ -1,7 +1,7 @@
 """A model's loss and accuracy on rows that were made into batches once."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -51,24 +51,27 @@ class Scoring:
 
     Attributes:
         task: what the labels are: classes, or the tokens themselves.
-        batches: as the model takes them, with ``labels``.
+        batches: as the model takes them, with ``labels``; a list of them, or what makes them anew each time.
         num_rows: of the split.
     """
 
     task: Task
-    batches: tuple[Batch, ...]
+    batches: Iterable[Batch]
     num_rows: int
 
     def to(self, device: torch.device | str) -> "Scoring":
-        return replace(self, batches=tuple({k: v.to(device) for k, v in batch.items()} for batch in self.batches))
+        """The same with all batches in memory, on a device: for rows that are scored again and again."""
+        return replace(self, batches=[_moved(batch, device) for batch in self.batches])
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Scores:
         """Of a model in evaluation mode."""
         loss = count = right = 0.0
+        device = next(model.parameters()).device
         for batch in self.batches:
-            labels = batch["labels"]
-            logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.float()
+            inputs = _moved(batch, device)
+            labels = inputs.pop("labels")
+            logits = model(**inputs).logits.float()
             if self.task == "causal-lm":
                 logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
             loss += float(functional.cross_entropy(logits, labels, reduction="sum", ignore_index=_IGNORED))
@@ -92,16 +95,32 @@ class Objective:
         return scores.loss if self.goal == "loss" or math.isnan(scores.loss) else 1 - scores.accuracy  # type: ignore[operator]
 
 
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Batches made anew whenever they are asked for: those of images take more room than their rows."""
+
+    rows: Sequence[dict[str, Any]]
+    collate: Callable[[list[dict[str, Any]]], Batch]
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.rows), self.size):
+            stop = min(start + self.size, len(self.rows))
+            yield self.collate([self.rows[row] for row in range(start, stop)])
+
+
 def scoring(task: Task, rows: Any, collate: Callable[[list[dict[str, Any]]], Batch], batch_size: int) -> Scoring:
     """Rows as batches; texts of about one length together, so that little is padding.
 
     Raises:
         ValueError: of causal-lm, when no row has two tokens: there is nothing to predict.
     """
-    every = list(rows)
-    if "input_ids" in every[0]:
-        every.sort(key=lambda row: len(row["input_ids"]))
-    if task == "causal-lm" and len(every[-1]["input_ids"]) < 2:
+    if "input_ids" in rows[0]:
+        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    if task == "causal-lm" and len(rows[-1]["input_ids"]) < 2:
         raise ValueError("no text has two tokens, so there is none to predict; expected longer texts")
-    starts = range(0, len(every), batch_size)
-    return Scoring(task, tuple(collate(every[start : start + batch_size]) for start in starts), len(every))
+    return Scoring(task, _Made(rows, collate, batch_size), len(rows))
+
+
+def _moved(batch: Batch, device: torch.device | str) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -4,8 +4,7 @@ A delta of ``paring tune`` brings the configuration and the settings it was tune
 is found as ``paring export`` finds it, and the task is read from it or given.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from paring.delta.errors import DeltaError
 from paring.delta.taskvector import TaskVector
 from paring.neighbours.layers import find_config
 from paring.recipes.models import CLASSES, Loaded, processor
+from paring.recipes.quiet import quiet
 from paring.recipes.settings import Task, TuneSettings, from_mapping
 from paring.tasks.extras import require
 
@@ -74,6 +74,17 @@ def load_tuned(settings: TuneSettings, config: Mapping[str, Any]) -> Loaded:
         ValueError: transformers does not know the configuration. OSError: there is no such base, or it has no tokenizer.
     """
     transformers = require("transformers", "scoring a delta on data")
+    model = load_model(settings, config)
+    try:
+        ready = processor(transformers, settings, model)
+    except (OSError, ValueError) as error:
+        raise OSError(f"--base: {settings.model} has no tokenizer that could be read: {str(error).splitlines()[0]}") from None
+    return Loaded(model, ready, ())
+
+
+def load_model(settings: TuneSettings, config: Mapping[str, Any]) -> Any:
+    """See ``load_tuned``; without what turns rows into inputs."""
+    transformers = require("transformers", "scoring a delta on data")
     if Path(settings.model).is_file():
         raise ValueError(
             f"--base: {settings.model} is a file; to score on data, give the model's folder (with its config.json)"
@@ -86,15 +97,17 @@ def load_tuned(settings: TuneSettings, config: Mapping[str, Any]) -> Loaded:
         raise ValueError(f"the configuration is not one that transformers can read: {str(error).splitlines()[0]}") from None
     if settings.task != "causal-lm":
         made.label2id = {name: i for i, name in made.id2label.items()}
-    with _silent(transformers):  # it would say that the head is new: the delta brings it
-        model = getattr(transformers, CLASSES[settings.task]).from_pretrained(
-            settings.model, config=made, ignore_mismatched_sizes=settings.new_head, dtype="auto"
-        )
-    try:
-        ready = processor(transformers, settings, model)
-    except (OSError, ValueError) as error:
-        raise OSError(f"--base: {settings.model} has no tokenizer that could be read: {str(error).splitlines()[0]}") from None
-    return Loaded(model.eval(), ready, ())
+    with quiet():  # transformers would say that the head is new: the delta brings it
+        try:
+            model = getattr(transformers, CLASSES[settings.task]).from_pretrained(
+                settings.model, config=made, ignore_mismatched_sizes=settings.new_head, dtype="auto"
+            )
+        except RuntimeError as error:  # other shapes
+            raise ValueError(
+                f"--base: {settings.model} does not fit the tuned model's configuration: {str(error).splitlines()[0]}; "
+                "give the model that the delta was made on"
+            ) from None
+    return model.eval()
 
 
 def outputs(model: Any) -> tuple[str, ...]:
@@ -109,18 +122,3 @@ def _task_of(config: Mapping[str, Any]) -> Task | None:
             if str(name).endswith(endings):
                 return task
     return None
-
-
-@contextmanager
-def _silent(transformers: Any) -> Iterator[None]:
-    """Without transformers' warnings and bars."""
-    logging = transformers.utils.logging
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()

@@ -2,8 +2,7 @@
 
 import io
 import json
-from collections.abc import Mapping
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def write_report(record: Record, folder: Path, overwrite: bool) -> list[str]:
         plots["keep"] = against_keep
     content = {NUMBERS: (json.dumps(record, indent=2) + "\n").encode()}
     for name, plot in plots.items():
-        content |= {f"{name}.{kind}": plot(record, kind) for kind in _FORMATS}
+        content |= {f"{name}.{kind}": drawn(plot(record), kind) for kind in _FORMATS}
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
     with replacing_folder(folder, overwrite) as temporary:
@@ -50,71 +49,84 @@ def write_report(record: Record, folder: Path, overwrite: bool) -> list[str]:
     return list(content)
 
 
-def against_evaluations(record: Record, kind: str) -> bytes:
-    """A panel a keep: every evaluation as a dot, the best so far as a line; the fine-tune's score across.
+def drawn(figure: Any, kind: str) -> bytes:
+    """A figure as a file's bytes; ``kind`` is "svg" or "png"."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    return buffer.getvalue()
 
-    Args:
-        kind: "svg" or "png".
+
+def against_evaluations(record: Record) -> Any:
+    """A figure with a panel a keep: every evaluation as a dot, the best so far as a line; the fine-tune's score across.
+
+    The axis holds the lines; evaluations far worse than any of them lie outside.
     """
     keeps, goal = record["keeps"], record["objective"]
-    figure, axes = _panels(len(keeps))
+    whole = record["tuned"]["calibration"][goal]
+    figure, axes = _panels(len(keeps), 3.6 * len(keeps))
     for axis, one in zip(axes, keeps, strict=True):
+        lines = [whole]
         for tried in (a for a in one["tried"] if "history" in a):
             scores = [_shown(score, goal) for score in tried["history"]]
-            style = _style(tried["label"])
-            numbers = range(1, len(scores) + 1)
-            axis.plot(numbers, scores, ".", color=style["color"], alpha=0.3, markersize=4)
-            better = min if goal == "loss" else max
-            worst = float("inf") if goal == "loss" else float("-inf")
-            best = list(accumulate((worst if s is None else s for s in scores), better))
-            axis.step(numbers, best, where="post", label=tried["label"], color=style["color"], linewidth=1.8)
-        _line_of_tuned(axis, record["tuned"]["calibration"][goal])
-        _dress(axis, f"keep {one['keep']:g}", "evaluations", f"calibration {goal}")
-    return _drawn(figure, axes[0], kind)
+            color, numbers = _style(tried["label"])["color"], range(1, len(scores) + 1)
+            axis.plot(numbers, scores, ".", color=color, alpha=0.3, markersize=4)
+            best = _best_so_far(scores, goal)
+            axis.step(numbers, best, where="post", label=tried["label"], color=color, linewidth=1.8)
+            lines += best
+        _dress(axis, f"keep {one['keep']:g}", "evaluations", f"calibration {goal}", whole)
+        there = [score for score in lines if score is not None]
+        margin = 0.2 * (max(there) - min(there))
+        if margin:
+            axis.set_ylim(max(0.0, min(there) - margin), max(there) + margin)
+    return _with_legend(figure, axes[0])
 
 
-def against_keep(record: Record, kind: str) -> bytes:
-    """The task's metric of every method at every keep: on validation rows, or on calibration rows where there are none."""
+def against_keep(record: Record) -> Any:
+    """A figure of the task's metric of every method at every keep, on validation rows (without any: on calibration rows)."""
     split = "validation" if "validation" in record["tuned"] else "calibration"
     metric = "accuracy" if "accuracy" in record["tuned"][split] else "loss"
-    figure, (axis,) = _panels(1)
-    labels = [a["label"] for a in record["keeps"][0]["tried"]]
+    figure, (axis,) = _panels(1, 7.0)
     keeps = sorted(record["keeps"], key=lambda one: one["keep"])
-    for label in labels:
-        scores = [next(a["scores"][split][metric] for a in one["tried"] if a["label"] == label) for one in keeps]
+    for i, tried in enumerate(keeps[0]["tried"]):
+        scores = [one["tried"][i]["scores"][split][metric] for one in keeps]  # every keep tries the same
+        label = tried["label"]
         axis.plot([one["keep"] for one in keeps], scores, label=label, linewidth=1.8, markersize=6, **_style(label))
-    _line_of_tuned(axis, record["tuned"][split][metric])
     axis.set_xscale("log")
     axis.set_xticks([one["keep"] for one in keeps], [f"{one['keep']:g}" for one in keeps])
     axis.minorticks_off()
-    _dress(axis, "", "keep: share of the entries", f"{split} {metric}")
-    return _drawn(figure, axis, kind)
+    _dress(axis, "", "keep: share of the entries", f"{split} {metric}", record["tuned"][split][metric])
+    return _with_legend(figure, axis)
 
 
-def _panels(count: int) -> tuple[Any, list[Any]]:
+def _panels(count: int, width: float) -> tuple[Any, list[Any]]:
     # A figure of its own, not pyplot's: no global state, no window, no backend chosen for the caller.
     figure_module = require("matplotlib.figure", "--report")
-    figure = figure_module.Figure(figsize=(max(3.6 * count, 6.0), 4.2), dpi=130, layout="constrained")
+    figure = figure_module.Figure(figsize=(max(width, 5.0) + 2.0, 4.0), dpi=130, layout="constrained")  # 2 for the legend
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
-def _dress(axis: Any, title: str, x: str, y: str) -> None:
+def _dress(axis: Any, title: str, x: str, y: str, whole: float | None) -> None:
+    if whole is not None:
+        axis.axhline(whole, color="#000000", linewidth=0.8, linestyle=(0, (6, 3)), label="the fine-tune")
     axis.set(title=title, xlabel=x, ylabel=y)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _line_of_tuned(axis: Any, score: float | None) -> None:
-    if score is not None:
-        axis.axhline(score, color="#000000", linewidth=0.8, linestyle=(0, (6, 3)), label="the fine-tune")
-
-
-def _drawn(figure: Any, axis: Any, kind: str) -> bytes:
+def _with_legend(figure: Any, axis: Any) -> Any:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, metadata={"Date": None} if kind == "svg" else None)  # the same bytes another day
-    return buffer.getvalue()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _best_so_far(scores: Sequence[float | None], goal: str) -> list[float | None]:
+    best: float | None = None
+    out = []
+    for score in scores:
+        if score is not None and (best is None or (score < best if goal == "loss" else score > best)):
+            best = score
+        out.append(best)
+    return out
 
 
 def _style(label: str) -> dict[str, Any]:

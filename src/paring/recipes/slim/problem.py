@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from paring.delta.files import load_delta
 from paring.delta.taskvector import TaskVector
 from paring.recipes.calibration import Files, load_splits, numbered
 from paring.recipes.data import Data
 from paring.recipes.inputs import prepare
+from paring.recipes.quiet import quiet
 from paring.recipes.scoring import Goal, Objective, Scores, Scoring, scoring
 from paring.recipes.settings import TuneSettings
 from paring.recipes.slim.settings import SlimSettings
@@ -61,35 +63,38 @@ class Problem:
         return partial(_elsewhere, self.tuning, dict(self.config), self.scorings["calibration"].to("cpu"), goal)
 
 
-def problem(vector: TaskVector, delta: Path, base: str, files: Files, settings: SlimSettings) -> Problem:
+def problem(delta: Path, base: str, files: Files, settings: SlimSettings) -> Problem:
     """Loads the model and reads the rows.
 
-    Args:
-        vector: in the file ``delta``, with its ``base`` at hand.
+    The task vector is read beside the model in memory rather than the base's files: transformers gives some tensors other
+    names there than on disk.
 
     Raises:
+        DeltaError: the delta is damaged, or was made on another base.
         ValueError, OSError, ImportError: what the delta, the base or a file lacks; see ``paring.recipes.tuned`` and
             ``paring.recipes.calibration``.
     """
-    config = config_of(vector, delta, settings.config, base)
-    given = {name: getattr(settings, name) for name in ("task", "text_column", "label_column", "max_length")}
-    tuning = settings_of(vector, config, base, given)
+    config, tuning = described(load_delta(delta), delta, base, settings)
     if tuning.task == "causal-lm" and settings.objective == "accuracy":
         raise ValueError("objective is 'accuracy', and causal-lm has none; expected 'loss'")
     loaded = load_tuned(tuning, config)
+    vector = load_delta(delta, base=loaded.model)
     labels = outputs(loaded.model) if tuning.task != "causal-lm" else ()
-    splits = load_splits(files, tuning, labels, settings.seed)
-    rows = [numbered(split, labels) for split in (splits.calibration, splits.validation, splits.test)]
+    with quiet():
+        splits = load_splits(files, tuning, labels, settings.seed)
+        rows = [numbered(split, labels) for split in (splits.calibration, splits.validation, splits.test)]
     inputs = prepare(tuning, Data(rows[0], rows[1], rows[2], labels, ()), loaded, SPLITS)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded.model.to(device)
     scorings = {
-        name: scoring(tuning.task, made, inputs.collate, settings.batch_size).to(device)
+        name: scoring(tuning.task, made, inputs.collate, settings.batch_size)
         for name, made in zip(SPLITS, (inputs.train, inputs.validation, inputs.test), strict=True)
         if made is not None
     }
+    scorings["calibration"] = scorings["calibration"].to(device)  # made once, scored by every candidate
     return Problem(
         vector=vector,
-        model=loaded.model.to(device),
+        model=loaded.model,
         scorings=scorings,
         objective=Objective(scorings["calibration"], settings.objective),
         digest=splits.digest,
@@ -97,6 +102,13 @@ def problem(vector: TaskVector, delta: Path, base: str, files: Files, settings: 
         config=config,
         notes=(*splits.notes, *inputs.notes),
     )
+
+
+def described(vector: TaskVector, delta: Path, base: str, settings: SlimSettings) -> tuple[dict[str, Any], TuneSettings]:
+    """The tuned model's configuration, and how rows become its inputs; see ``paring.recipes.tuned``."""
+    config = config_of(vector, delta, settings.config, base)
+    given = {name: getattr(settings, name) for name in ("task", "text_column", "label_column", "max_length")}
+    return config, settings_of(vector, config, base, given)
 
 
 def _elsewhere(tuning: TuneSettings, config: dict[str, Any], calibration: Scoring, goal: Goal) -> tuple[nn.Module, Objective]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from paring.search.run import Progress
 
-_SHARE, _SECONDS = 0.1, 20.0  # of the budget, and since the last line: whichever comes first
+_SECONDS = 5.0  # between lines; the last of a search is always said
 
 
 class Lines:
@@ -26,17 +26,16 @@ class Lines:
     def of(self, label: str) -> Callable[[Progress], None]:
         """What a search of this name reports to."""
         self._left -= self._budget
-        last = [0, time.perf_counter()]
+        last = [time.perf_counter()]
 
         def report(progress: Progress) -> None:
             now = time.perf_counter()
             self._begun = self._begun if self._begun is not None else now - progress.latest.seconds
             self._made += 1
             done = progress.num_evaluations
-            due = done - last[0] >= _SHARE * progress.budget or now - last[1] >= _SECONDS
-            if not due and done < progress.budget:
+            if now - last[0] < _SECONDS and done < progress.budget:
                 return
-            last[:] = [done, now]
+            last[0] = now
             seconds = (now - self._begun) / self._made * (progress.budget - done + self._left)
             self._say(f"{label}   {done:>4} of {progress.budget}   best {self._best(progress)}   {seconds:.0f} s left")
 

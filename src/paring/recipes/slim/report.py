@@ -7,8 +7,8 @@ from paring.recipes.slim.methods import Attempt
 from paring.recipes.slim.problem import Problem
 
 NOT_KNOWN = (
-    "What the task loses by it is not known without data: --test FILE with --calibration FILE measures it, and a search on "
-    "calibration rows (--method nps, or auto) loses less"
+    "What the task loses by it is not known without data: --calibration FILE searches on rows of the task, and --test FILE "
+    "measures what is lost"
 )
 
 
@@ -29,7 +29,7 @@ def against(scores: Mapping[str, Scores], tuned: Mapping[str, Scores], split: st
     """A score beside the fine-tune's."""
     (name, value), (_, whole) = scores[split].metric, tuned[split].metric
     share = f" ({100 * value / whole:.1f} % of it)" if name == "accuracy" and whole else ""
-    return f"{split} {name} {value:.4f}, the fine-tune's {whole:.4f}{share}"
+    return f"{split.capitalize()} {name} {value:.4f}, the fine-tune's {whole:.4f}{share}"
 
 
 def kept_line(attempt: Attempt, num_entries: int, energy: float) -> str:

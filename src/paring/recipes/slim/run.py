@@ -14,11 +14,11 @@ from paring.recipes.calibration import Files
 from paring.recipes.scoring import Scores
 from paring.recipes.slim.methods import Attempt, attempt, choose, plan, summary
 from paring.recipes.slim.output import check_new, check_report, facts_of, write
-from paring.recipes.slim.problem import Problem, problem
+from paring.recipes.slim.problem import Problem, described, problem
 from paring.recipes.slim.progress import Lines
 from paring.recipes.slim.report import NOT_KNOWN, against, kept_line, table
 from paring.recipes.slim.settings import SlimSettings
-from paring.recipes.tuned import base_of
+from paring.recipes.tuned import base_of, load_model
 from paring.search.settings import SearchError
 from paring.slim.lost import as_stored, kept_energy
 from paring.slim.pruners import num_entries
@@ -107,13 +107,32 @@ def opened(delta: Path, base: str | None, files: Files | None, method: str, sett
     Raises:
         DeltaError: the base is needed and not given, or another.
     """
-    if files is None:
-        vector = load_delta(delta, base=base)
-        if base is None and any(vector.changes[name].kind == "exact" for name in vector.names):
-            raise DeltaError(f"{delta} holds exact differences, numbers only beside the base; give it with --base BASE")
-        return vector
-    model = base_of(load_delta(delta), base, f"--method {method} with data")
-    return problem(load_delta(delta, base=model), delta, model, files, settings)
+    if files is not None:
+        model = base_of(load_delta(delta), base, f"--method {method} with data")
+        return problem(delta, model, files, settings)
+    vector = load_delta(delta)
+    if base is None and any(vector.changes[name].kind == "exact" for name in vector.names):
+        raise DeltaError(f"{delta} holds exact differences, numbers only beside the base; give it with --base BASE")
+    return vector if base is None else beside_base(vector, delta, base, settings)
+
+
+def beside_base(vector: TaskVector, delta: Path, base: str, settings: SlimSettings) -> TaskVector:
+    """The task vector with its base at hand: the checkpoint's tensors, or those of the model that transformers makes of it
+    where the two have other names.
+
+    Raises:
+        DeltaError: it is another base.
+    """
+    try:
+        return load_delta(delta, base=base)
+    except DeltaError as error:
+        if not (Path(base) / "config.json").is_file() or not isinstance(vector.facts.get("settings"), dict):
+            raise
+        config, tuning = described(vector, delta, base, settings)
+        try:
+            return load_delta(delta, base=load_model(tuning, config))
+        except (ValueError, OSError):
+            raise error from None
 
 
 def try_all(

@@ -9,7 +9,7 @@ import csv
 import io
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -93,24 +93,27 @@ def cut(answers: Iterable[tuple[str, str]], size: int) -> list[tuple[str, str]]:
     return sorted(((text, label) for _, text, label in kept), key=lambda answer: _hash(answer[0])[8:])
 
 
-def write_csv(task: str, folder: str | Path) -> tuple[Path, ...]:
+def write_csv(task: str, folder: str | Path, splits: Sequence[Split] = ("train", "validation", "test")) -> tuple[Path, ...]:
     """Writes ``train.csv``, ``validation.csv`` and ``test.csv`` with the columns text and label; labels as names.
 
-    The calibration split is not written: it is for choosing among tuned models, not for tuning one.
+    The calibration split is for choosing among tuned models, not for tuning one: it is written when it is asked for, best
+    into a folder of its own.
 
     Returns:
-        The three files.
+        The files, one for each of ``splits``.
 
     Raises:
-        ValueError: no such task.
+        ValueError: no such task or split.
     """
-    splits, names = load_splits(task), label_names(task)
+    if unknown := [split for split in splits if split not in SPLITS]:
+        raise ValueError(f"docstrings: got split {unknown[0]!r}; expected one of {', '.join(SPLITS)}")
+    rows, names = load_splits(task), label_names(task)
     paths = []
-    for split in ("train", "validation", "test"):
+    for split in splits:
         lines = io.StringIO()
         writer = csv.writer(lines)
         writer.writerow(("text", "label"))
-        chosen = splits[split]
+        chosen = rows[split]
         writer.writerows((text, names[label]) for text, label in zip(chosen.texts, chosen.labels.tolist(), strict=True))
         paths.append(Path(folder) / f"{split}.csv")
         write_bytes(paths[-1], lines.getvalue().encode())
