@@ -4,9 +4,11 @@
 #   make bench-tune     cost of tuning: paring and its peers, interleaved (about an hour on 2 cores)
 #   make bench-quality  whether slices learn as well as LoRA, SHiRA, MiSS and full fine-tuning (about two hours)
 #   make bench-delta    time, memory and size of deltas (about 8 minutes on 2 cores)
+#   make bench-fuse     time and memory of merges (about 10 minutes on 2 cores); MERGEKIT=/path/to/its/python beside mergekit's
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
 PYTHON ?= python3
+MERGEKIT ?=
 TORCH ?=
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 VENV := .venv
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench-tune bench-quality bench-delta lint clean
+.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse lint clean
 .DEFAULT_GOAL := test
 
 # PyTorch first and by itself, so that nothing later pulls in another build: a local CPU wheel where pip is set up to find one,
@@ -48,6 +50,9 @@ bench-quality: $(READY)
 
 bench-delta: $(READY)
 	$(BIN)/python benchmarks/delta.py
+
+bench-fuse: $(READY)
+	$(BIN)/python benchmarks/fuse_speed.py --mergekit "$(MERGEKIT)"
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache

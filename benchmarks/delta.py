@@ -99,8 +99,8 @@ def _table(name: str, rec: Record) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", type=_some_of(PARTS), default=PARTS, help="comma separated")
-    parser.add_argument("--sizes", type=_some_of(tuple(SIZES)), default=("250M", "1B"), help="comma separated")
+    parser.add_argument("--parts", type=some_of(PARTS), default=PARTS, help="comma separated")
+    parser.add_argument("--sizes", type=some_of(tuple(SIZES)), default=("250M", "1B"), help="comma separated")
     parser.add_argument("--rounds", type=int, default=5, help="of each command")
     parser.add_argument("--swaps", type=int, default=200, help="rounds of swaps")
     parser.add_argument("--work", type=Path, help="folder of the checkpoints; default in the system's temporary one")
@@ -111,7 +111,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+def some_of(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
     def names(text: str) -> tuple[str, ...]:
         chosen = tuple(text.split(","))
         if unknown := [name for name in chosen if name not in known]:

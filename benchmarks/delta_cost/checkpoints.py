@@ -63,26 +63,28 @@ SIZES = {
 }
 
 
-def make(folder: Path, size: Size, seed: int = 0) -> tuple[Path, Path]:
-    """The base and the fine-tune, in ``folder``; written unless they are there."""
-    base, tuned, made = folder / "base", folder / "tuned", folder / "made.json"
+def make(folder: Path, size: Size, seed: int = 0, num_tuned: int = 1) -> tuple[Path, ...]:
+    """The base and its fine-tunes, in ``folder``; written unless they are there."""
+    made = folder / "made.json"
+    outs = [folder / "base", folder / "tuned", *(folder / f"tuned{i}" for i in range(2, num_tuned + 1))]
     facts = {"size": size.title, "shapes": {n: list(s) for n, s in size.shapes().items()}, "seed": seed, "version": 1}
+    facts |= {"num_tuned": num_tuned} if num_tuned > 1 else {}
     if made.exists() and json.loads(made.read_text()) == facts:
-        return base, tuned
+        return tuple(outs)
     infos = [(name, TensorInfo(torch.bfloat16, torch.Size(shape))) for name, shape in size.shapes().items()]
-    for out, is_tuned in ((base, False), (tuned, True)):
-        content = partial(_content, size=size, seed=seed, tuned=is_tuned)
+    for number, out in enumerate(outs):
+        content = partial(_content, size=size, seed=seed, number=number)
         write_checkpoint(out, infos, content, shard_bytes=_SHARD_BYTES, overwrite=True)
     made.write_text(json.dumps(facts))
-    return base, tuned
+    return tuple(outs)
 
 
-def _content(name: str, size: Size, seed: int, tuned: bool) -> Iterator[Tensor]:
-    """A tensor, in pieces: of the base, or of the fine-tune, which draws the same base again."""
+def _content(name: str, size: Size, seed: int, number: int) -> Iterator[Tensor]:
+    """A tensor, in pieces: of the base (0), or of a fine-tune (from 1 on), which draws the same base again."""
     names = list(size.shapes())
     shape = size.shapes()[name]
     ours = torch.Generator().manual_seed(seed * 100_003 + 2 * names.index(name))
-    theirs = torch.Generator().manual_seed(seed * 100_003 + 2 * names.index(name) + 1)
+    theirs = torch.Generator().manual_seed(seed * 100_003 + 2 * names.index(name) + 1 + 1_000_003 * max(0, number - 1))
     std = EMBEDDING if "embed" in name else LEAST * (MOST / LEAST) ** float(torch.rand((), generator=theirs))
     rows = max(1, (1 << 22) // shape[-1])
     for start in range(0, shape[0] if len(shape) > 1 else 1, rows):
@@ -90,7 +92,7 @@ def _content(name: str, size: Size, seed: int, tuned: bool) -> Iterator[Tensor]:
         weight = (torch.randn(piece, generator=ours) * STD).to(torch.bfloat16)
         if len(shape) == 1:
             weight = torch.ones(shape, dtype=torch.bfloat16)
-        elif tuned:
+        elif number:
             difference = torch.randn(piece, generator=theirs) * std
             if "embed" in name:
                 difference *= torch.rand(piece[0], 1, generator=theirs) < 0.25

@@ -48,7 +48,7 @@ def run(name: str, rounds: int, work: Path, path: Path) -> Record:
     folder = work / name
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{name}: {size.num_parameters:,} parameters, base and fine-tune", flush=True)
-    base, tuned = make(folder, size)
+    base, tuned, *_ = make(folder, size)
     if not rec["rounds"]:
         one_round(base, tuned, folder, 0)  # fills the page cache
         rec["same_bits"] = same_bits(tuned, folder / "applied")
