@@ -18,7 +18,7 @@ Models may be weights or differences from the base (``Inputs.differences``), mix
 ``base`` is "unused" (linear, karcher, passthrough) a base that shall take part is passed as a model.
 
 Per-tensor values (gradients, filters) are resolved for each tensor: call ``resolve`` for each distinct set of values.
-``scope: global``: ``paring.fuse.scope.global_cuts`` reads all tensors once or twice and gives what goes into ``Inputs.cuts``.
+``scope: global``: ``paring.fuse.scope.global_cuts`` reads all tensors a few times and gives what goes into ``Inputs.cuts``.
 """
 
 from difflib import get_close_matches
