@@ -97,8 +97,8 @@ def make_plan(config: Config, allow: Collection[str] = ()) -> Plan:
     if how.needs_data:
         raise config.error("merge_method", f"{how.name} needs calibration data, which a configuration does not give")
     if how.per_task_state:
-        where = f"paring.fuse.{how.name}.parts makes them"
-        raise config.error("merge_method", f"{how.name} has a mask and a scale for each task, which a checkpoint has not; {where}")
+        said = f"{how.name} has a mask and a scale for each task, which a checkpoint has not"
+        raise config.error("merge_method", f"{said}; paring.fuse.{how.name}.parts makes them")
     models = open_models(config)
     main = config.base or config.slices[0].sources[0].model
     reference = Catalogue(models[main], models[main])
