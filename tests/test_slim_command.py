@@ -1,5 +1,6 @@
 """``paring slim`` on deltas as they lie on disks."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,36 @@ def test_bad_input(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str], 
     out = base.parent / "small.delta.safetensors"
     assert main(["slim", str(delta), str(out), *with_base, *(a for a in arguments if a != "NOBASE")]) == 2
     assert message in capsys.readouterr().err and not out.exists()
+
+
+def test_what_is_said_of_the_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The share of the squared norm, counted by hand; and why fewer are kept than asked for."""
+    base = {"a": torch.zeros(4, 5), "b": torch.zeros(10)}
+    tuned = {"a": torch.zeros(4, 5), "b": torch.tensor([3.0, 0, -4.0, 0, 0, 1.0, 0, 0, 0, 2.0])}
+    tuned["a"][1, 2] = 12.0
+    delta, out = tmp_path / "d.delta.safetensors", tmp_path / "small.delta.safetensors"
+    paring.save_delta(paring.diff(base, tuned), delta)
+    save_file(base, tmp_path / "base.safetensors")
+    given = ["slim", str(delta), str(out), "--base", str(tmp_path / "base.safetensors"), "--overwrite"]
+    assert main([*given, "--keep", "0.1", "--method", "magnitude"]) == 0  # 3 of 30: 12, -4, 3 of 174
+    said = capsys.readouterr().out
+    assert "Kept 3 of 30 entries (magnitude); in the fine-tune they carry 97.1 % of the difference's squared norm" in said
+    assert "What the task loses by it is not known without data" in said
+    assert main([*given, "--keep", "0.5"]) == 0
+    assert "Kept 5 of 30 entries (rescaled), of 15 asked for: no others differ from the base; " in capsys.readouterr().out
+    assert main([*given, "--keep", "0.1", "--method", "dare"]) == 0
+    assert re.search(
+        r"Kept [0-2] of 30 entries \(dare\), of 3 asked for: the others that were drawn do", capsys.readouterr().out
+    )
+
+
+def test_scores_of_the_fine_tune_are_not_passed_off(tmp_path: Path) -> None:
+    base = {"a": torch.zeros(50)}
+    paring.save_delta(paring.diff(base, {"a": torch.arange(50.0)}), tmp_path / "d.safetensors", {"scores": {"test": 0.9}})
+    save_file(base, tmp_path / "base.safetensors")
+    given = ["--base", str(tmp_path / "base.safetensors"), "--keep"]
+    assert main(["slim", str(tmp_path / "d.safetensors"), str(tmp_path / "s.safetensors"), *given, "0.5"]) == 0
+    assert main(["slim", str(tmp_path / "s.safetensors"), str(tmp_path / "t.safetensors"), *given, "0.1"]) == 0
+    for name in "st":
+        facts = paring.load_delta(tmp_path / f"{name}.safetensors").facts
+        assert facts["scores"] == {} and facts["tuned_scores"] == {"test": 0.9}

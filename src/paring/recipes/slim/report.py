@@ -5,11 +5,15 @@ from collections.abc import Mapping, Sequence
 from paring.recipes.scoring import Scores
 from paring.recipes.slim.methods import Attempt
 from paring.recipes.slim.problem import Problem
+from paring.slim.pruners import num_kept
 
 NOT_KNOWN = (
     "What the task loses by it is not known without data: --calibration FILE searches on rows of the task, and --test FILE "
     "measures what is lost"
 )
+_LEFT, _DRAWN = "no others differ from the base", "the others that were drawn do not differ from the base"
+_WEIGHED = "the others weigh nothing, or do not differ from the base"
+_WHY = {"magnitude": _LEFT, "rescaled": _LEFT, "dare": _DRAWN, "della": _DRAWN}  # where fewer are kept than asked for
 
 
 def table(attempts: Sequence[Attempt], problem: Problem, chosen: Attempt, keep: float) -> list[str]:
@@ -32,10 +36,12 @@ def against(scores: Mapping[str, Scores], tuned: Mapping[str, Scores], split: st
     return f"{split.capitalize()} {name} {value:.4f}, the fine-tune's {whole:.4f}{share}"
 
 
-def kept_line(attempt: Attempt, num_entries: int, energy: float) -> str:
+def kept_line(attempt: Attempt, keep: float, num_entries: int, energy: float) -> str:
     """How many entries stay, and what they carry."""
+    wanted = num_kept(keep, num_entries)
+    fewer = f", of {wanted:,} asked for: {_WHY.get(attempt.label, _WEIGHED)}" if attempt.num_kept < wanted else ""
     return (
-        f"Kept {attempt.num_kept:,} of {num_entries:,} entries ({attempt.label}); in the fine-tune they carry "
+        f"Kept {attempt.num_kept:,} of {num_entries:,} entries ({attempt.label}){fewer}; in the fine-tune they carry "
         f"{100 * energy:.1f} % of the difference's squared norm; base + delta is no longer bitwise the fine-tune"
     )
 

@@ -84,7 +84,7 @@ def slim(
         )
         if made is not None:
             say("\n".join(["", *table(attempts, made, best, keep)]))
-        say(kept_line(best, num_entries(vector), kept_energy(vector, best.vector)))
+        say(kept_line(best, keep, num_entries(vector), kept_energy(vector, best.vector)))
         if "test" in scores and made is not None:
             say(against(scores, made.tuned, "test"))
     written = write(out, finished, facts, settings)
