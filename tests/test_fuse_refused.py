@@ -250,7 +250,9 @@ def config(paths: list[str], **changes: Any) -> dict[str, Any]:
 )
 def test_parameters(tmp_path: Path, method: str, parameters: dict[str, Any], message: str) -> None:
     paths = family(tmp_path, 2)
-    refused(tmp_path, weighted(paths, method, **parameters), message)
+    more = {"scope": parameters["scope"]} if "scope" in parameters else {}
+    own = {k: v for k, v in parameters.items() if k not in more}
+    refused(tmp_path, weighted(paths, method, **own) | more, message)
 
 
 @pytest.mark.parametrize("method", ["linear", "task_arithmetic", "ties"])

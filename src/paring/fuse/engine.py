@@ -179,7 +179,7 @@ class Runner:
             for job in merged.values():
                 if isinstance(located := self._located(job, error), DeltaError):
                     raise located from error
-            raise
+            raise self.plan.config.error("scope", str(error)) from error
 
     def room_bytes(self) -> int:
         """The memory that threads share: of two outputs of the largest tensor, and enough for any."""
