@@ -137,6 +137,16 @@ def test_an_exact_delta_is_bitwise_its_fine_tune(tmp_path: Path) -> None:
         assert_same_bits(whole(tmp_path / f"{name}-plain"), whole(tmp_path / f"{name}-delta"))
 
 
+def test_the_folder_of_a_tuning(tmp_path: Path) -> None:
+    """``paring tune`` leaves a delta in a folder of its own."""
+    paths = family(tmp_path, 2)
+    (tmp_path / "run").mkdir()
+    paring.save_delta(paring.diff(paths[0], paths[2]), tmp_path / "run" / "model.delta.safetensors")
+    fuse(write(tmp_path, weighted(paths)), tmp_path / "plain")
+    fuse(write(tmp_path, weighted([*paths[:2], str(tmp_path / "run")])), tmp_path / "out")
+    assert_same_bits(whole(tmp_path / "out"), whole(tmp_path / "plain"))
+
+
 def test_a_rounded_delta_counts_in_full(tmp_path: Path) -> None:
     """Differences below the weights' own precision are not lost before they are added up."""
     base = {

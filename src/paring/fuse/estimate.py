@@ -1,7 +1,7 @@
 """What a merge would read, write and take: ``paring fuse --dry-run``.
 
-Time is measured, not known: how long the method takes on a piece of random numbers of one tensor's settings, and how fast the
-first input is read now. From a disk it is the second, from the page cache the first that counts.
+Time is measured, not known: how long the method takes on random numbers with the settings of the largest tensor, and how fast
+the first input is read and hashed now. What the disk takes to write is not in it.
 """
 
 import time
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.fuse.config import Config, read_config
 from paring.fuse.engine import Runner, laid_out, num_cores, one_thread_each
 from paring.fuse.inputs import Inputs
@@ -25,7 +26,7 @@ _READ_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """See above; ``seconds`` without the start of the process (which takes a second or two)."""
+    """See above; ``seconds`` without the start of the process."""
 
     plan: Plan
     out: Path
@@ -53,7 +54,7 @@ class Estimate:
         yield f"reads   {self.read_bytes / 1e9:.3f} GB"
         yield f"writes  {self.write_bytes / 1e9:.3f} GB"
         yield f"memory  about {self.held_bytes / 1e6:,.0f} MB beside Python, PyTorch and the page cache"
-        yield f"time    about {self.seconds:.1f} s"
+        yield f"time    about {self.seconds:.1f} s, and what the disk takes to write"
 
 
 def estimate(
@@ -82,8 +83,8 @@ def estimate(
     reads = plan.input_bytes * (1 if config.scope == "tensor" else 2)
     with one_thread_each():
         entries = sum(job.info.shape.numel() * len(job.sources) for job in plan.jobs if job.settings)
-        compute_s = entries * _seconds_an_entry(plan, runner.device) / threads
-    seconds = max(compute_s, reads / _read_rate(plan)) + plan.output_bytes / _read_rate(plan)
+        rate = _rate(plan)
+        seconds = entries * _seconds_an_entry(plan, runner.device) / threads + (reads + plan.output_bytes) / rate / threads
     return Estimate(
         plan,
         out,
@@ -126,15 +127,13 @@ def _random(job: Job, device: torch.device) -> Inputs:
     )
 
 
-def _read_rate(plan: Plan) -> float:
-    """Bytes a second of the first checkpoint, as they are read now."""
-    for model in plan.models.values():
-        if model.checkpoint:
-            num_bytes, begun = 0, time.perf_counter()
-            for name in model.checkpoint.names:
-                for piece in model.checkpoint.pieces(name, 1 << 20):
-                    num_bytes += piece.nbytes
-                if num_bytes > _READ_BYTES:
-                    break
-            return max(num_bytes, 1) / max(time.perf_counter() - begun, 1e-9)
-    return 1e9
+def _rate(plan: Plan) -> float:
+    """Bytes a second of the first checkpoint, read and hashed by one thread, as its files are now."""
+    checkpoint = next(m.checkpoint for m in plan.models.values() if m.checkpoint)
+    num_bytes, begun = 0, time.perf_counter()
+    for name in sorted(checkpoint.names, key=lambda name: checkpoint.info(name).nbytes):
+        tensor_hash(checkpoint.pieces(name, 1 << 20))
+        num_bytes += checkpoint.info(name).nbytes
+        if num_bytes > _READ_BYTES:
+            break
+    return max(num_bytes, 1) / max(time.perf_counter() - begun, 1e-9)

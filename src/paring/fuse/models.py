@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from paring.delta.checkpoint.find import IN_FOLDER
 from paring.delta.checkpoint.fingerprint import fingerprint, total
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.delta.checkpoint.tensorinfo import TensorInfo
@@ -30,6 +31,7 @@ from paring.delta.taskvector import TaskVector
 from paring.fuse.config import Config, Reference
 
 _ADAPTER = "adapter_config.json"
+TUNED = "model.delta.safetensors"  # what `paring tune` leaves in its folder
 
 
 class Read(NamedTuple):
@@ -172,28 +174,30 @@ def open_models(config: Config) -> dict[Reference, Model]:
     return opened
 
 
-def kind_of(where: str) -> str:
-    """Of what lies at a path: "adapter", "delta", or else "checkpoint"."""
+def kind_of(where: str) -> tuple[str, str]:
+    """What lies at a path ("adapter", "delta", or else "checkpoint"), and where to read it."""
     path = Path(where).expanduser()
     if path.is_dir():
         if (path / INDEX).is_file():
-            return "delta"
-        return "adapter" if (path / _ADAPTER).is_file() and not (path / "config.json").is_file() else "checkpoint"
-    if path.is_file() and path.suffix == ".safetensors":
+            return "delta", where
+        if (path / _ADAPTER).is_file() and not (path / "config.json").is_file():
+            return "adapter", where
+        if (path / TUNED).is_file() and not any((path / name).exists() for name in IN_FOLDER):
+            return "delta", str(path / TUNED)
+    elif path.is_file() and path.suffix == ".safetensors":
         with open_checkpoint(path) as checkpoint:
-            return "delta" if KEY in checkpoint.metadata else "checkpoint"
-    return "checkpoint"
+            return ("delta" if KEY in checkpoint.metadata else "checkpoint"), where
+    return "checkpoint", where
 
 
 def _open(reference: Reference, config: Config, weights: dict[str, Weights]) -> Model:
-    where = reference.adapter or reference.model
-    kind = kind_of(where)
+    kind, where = kind_of(reference.adapter or reference.model)
     if reference.adapter and kind == "checkpoint":
         raise DeltaError(f"{where} after the plus sign is no delta and no folder of a PEFT adapter ({_ADAPTER})")
     if kind == "checkpoint":
         return _weights(where, weights)
     base = reference.model if reference.adapter else config.base.model if config.base and not config.base.adapter else None
-    if base is None or kind_of(base) != "checkpoint":
+    if base is None or kind_of(base)[0] != "checkpoint":
         raise DeltaError(
             f"{where} is {'a delta' if kind == 'delta' else 'an adapter'}; expected its base, as base_model or BASE+{where}"
         )

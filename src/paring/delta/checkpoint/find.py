@@ -17,7 +17,7 @@ Kind = Literal["safetensors", "torch"]
 
 _SUFFIXES: dict[str, Kind] = {".safetensors": "safetensors", ".pt": "torch", ".pth": "torch", ".bin": "torch"}
 _INDEX = ".index.json"
-_IN_FOLDER = ("model.safetensors", "model.safetensors" + _INDEX, "pytorch_model.bin", "pytorch_model.bin" + _INDEX)
+IN_FOLDER = ("model.safetensors", "model.safetensors" + _INDEX, "pytorch_model.bin", "pytorch_model.bin" + _INDEX)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def inside(folder: Path, path: Path) -> bool:
 
 
 def _in_folder(folder: Path) -> Found:
-    for name in _IN_FOLDER:
+    for name in IN_FOLDER:
         if (folder / name).is_file():
             return _file(folder / name, None)
     for pattern in ("*.safetensors" + _INDEX, "*.safetensors"):
@@ -80,7 +80,7 @@ def _in_folder(folder: Path) -> Found:
         if single:
             names = ", ".join(p.name for p in single[:10])
             raise DeltaError(f"{folder} holds {len(single)} files that could be it, expected one: {names}; name the file")
-    raise FileNotFoundError(f"{folder} holds no checkpoint; expected {', '.join(_IN_FOLDER)} or one file *.safetensors")
+    raise FileNotFoundError(f"{folder} holds no checkpoint; expected {', '.join(IN_FOLDER)} or one file *.safetensors")
 
 
 def _file(path: Path, kind: Kind | None) -> Found:
