@@ -221,3 +221,13 @@ def test_a_density_below_one_entry_keeps_one(name):
     tau = torch.tensor([1.0, -3, 2])
     got = merge(name, [tau], torch.zeros(3), {"density": 0.1, "weight": 1})
     assert got.tolist() == [0, -3, 0]
+
+
+def test_tsv_of_low_rank_and_of_equal_tasks():
+    """Vectors of singular values that are zero take no part; a direction that two tasks share counts once."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.zeros(6, 9)
+    tau = torch.randn(6, 1, generator=generator) @ torch.randn(1, 9, generator=generator)
+    torch.testing.assert_close(merge("tsv", [tau], base), tau, rtol=1e-4, atol=1e-5)
+    got = merge("tsv", [tau, tau.clone()], base)
+    torch.testing.assert_close(got, tau, rtol=1e-4, atol=1e-5)

@@ -6,8 +6,8 @@
     iso   sum_i tau_i = U diag(s) V; tau = mean(s) U V: no direction is louder than another
                                                                               (Marczak et al. 2025, arXiv 2502.04959, Iso-C)
 
-Iso-C: directions whose singular value is zero to rounding are left out, of the mean too: their vectors are arbitrary.
-Memory: about four fp32 matrices; the others hold none.
+Directions whose singular value is zero to rounding are left out, of Iso-C's mean too: their vectors are arbitrary.
+Memory: about eight fp32 matrices; methods that go entry by entry hold none.
 """
 
 import torch
@@ -60,11 +60,10 @@ def tsv(inputs: Inputs, out: Tensor) -> None:
     keep = max(1, min(inputs.shape) // len(weights))
     lefts, values, rights = [], [], []
     for i, weight in enumerate(weights):
-        u, s, v = decomposed(inputs, matrix(inputs, i, weight))
-        lefts.append(u[:, :keep].clone())
-        values.append(s[:keep].clone())
-        rights.append(v[:keep].clone())
-        del u, s, v
+        u, s, v = decomposed(inputs, matrix(inputs, i, weight), keep)
+        lefts.append(u)
+        values.append(s)
+        rights.append(v)
     left, right = (orthonormal(inputs, torch.cat(of, dim)) for of, dim in ((lefts, 1), (rights, 0)))
     written(inputs, out, (left * torch.cat(values)) @ right)
     return None
@@ -78,28 +77,42 @@ def iso(inputs: Inputs, out: Tensor) -> None:
     total = matrix(inputs, 0, weights[0])
     for i in range(1, len(weights)):
         total.add_(matrix(inputs, i, weights[i]))
-    u, s, v = decomposed(inputs, total)
-    rank = int((s > s[0] * max(inputs.shape) * torch.finfo(torch.float32).eps).sum())
-    tau = (u[:, :rank] * s[:rank].mean()) @ v[:rank] if rank else torch.zeros_like(total)
-    written(inputs, out, tau)
+    u, s, v = decomposed(inputs, total, min(inputs.shape))
+    written(inputs, out, (u * s.mean()) @ v if s.numel() else torch.zeros_like(total))
     return None
 
 
-def decomposed(inputs: Inputs, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """U, singular values in descending order, V (transposed)."""
+def decomposed(inputs: Inputs, values: Tensor, keep: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, singular values in descending order, V (transposed): the ``keep`` largest, or those that are not zero to rounding.
+
+    By the eigenvectors of the smaller of A A^T and A^T A, in fp64: its squares hold what fp32's singular values do, in less
+    than half the time of a singular value decomposition.
+    """
+    wide = values.shape[0] <= values.shape[1]
+    a = (values if wide else values.T).double()
     try:
-        u, s, v = torch.linalg.svd(values, full_matrices=False)
+        squares, u = torch.linalg.eigh(a @ a.T)
     except torch.linalg.LinAlgError as error:
         raise FuseError(
             f"'{inputs.name}' {list(inputs.shape)}: no singular value decomposition ({error}); "
             "expected finite differences of a usual size: scale the models' weights, or merge this tensor by task_arithmetic"
         ) from error
-    return u, s, v
+    s, u = squares.flip(0).clamp(min=0).sqrt(), u.flip(1)
+    rank = int((s > s[0] * max(values.shape) * torch.finfo(torch.float32).eps).sum()) if s.numel() else 0
+    s, u = s[: min(keep, rank)], u[:, : min(keep, rank)]
+    v = (u.T @ a).div_(s[:, None])
+    u, s, v = u.float(), s.float(), v.float()
+    return (u, s, v) if wide else (v.T, s, u.T)
 
 
 def orthonormal(inputs: Inputs, vectors: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal columns (or rows, whichever are fewer): the polar factor."""
-    u, _, v = decomposed(inputs, vectors)
+    """The nearest matrix with orthonormal columns (or rows, whichever are fewer): the polar factor.
+
+    Directions that several tasks have in common count once.
+    """
+    if not vectors.numel():
+        return vectors
+    u, _, v = decomposed(inputs, vectors, min(vectors.shape))
     return u @ v
 
 
