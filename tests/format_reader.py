@@ -42,7 +42,11 @@ def read_delta(path: Path, base: dict[str, Stored]) -> dict[str, Stored]:
     after = {name: tensor for name, tensor in base.items() if name not in manifests[0]["removed"]}
     for (stored, _), manifest in zip(opened, manifests, strict=True):
         for name, entry in manifest["tensors"].items():
-            parts = {part: _payload(stored[f"{name}:{part}"], packed) for part, packed in entry["parts"].items()}
+            if entry["values"] == "lowrank":
+                left, right = (_numbers(*reversed(stored[f"{name}:{side}"])) for side in ("left", "right"))
+                parts = {"product": (np.float32(entry["scale"]) * (left @ right)).astype(np.float32).tobytes()}
+            else:
+                parts = {part: _payload(stored[f"{name}:{part}"], packed) for part, packed in entry["parts"].items()}
             if entry["kind"] == "new":
                 after[name] = stored[f"{name}:values"]
                 continue
@@ -114,6 +118,8 @@ def _positions(entry: dict[str, Any], parts: dict[str, bytes], shape: tuple[int,
 
 
 def _values(entry: dict[str, Any], parts: dict[str, bytes], n: int) -> Array:
+    if entry["values"] == "lowrank":
+        return np.frombuffer(parts["product"], np.float32)
     kind, raw = entry["values"], parts["values"]
     if kind in ("fp32", "bf16", "fp16"):
         return _numbers(_planes(raw, n, 4 if kind == "fp32" else 2), {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}[kind])

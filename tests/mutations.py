@@ -65,7 +65,23 @@ WORDS = [
     "fp32",
     "bf16",
 ]
-WORDS += ["fp16", "int8", "int4", "sign", "none", "zstd", "float32", "bfloat16", "float16", "complex64", "complex128", "bool"]
+WORDS += [
+    "lowrank",
+    "left",
+    "right",
+    "fp16",
+    "int8",
+    "int4",
+    "sign",
+    "none",
+    "zstd",
+    "float32",
+    "bfloat16",
+    "float16",
+    "complex64",
+    "complex128",
+    "bool",
+]
 WORDS += [
     "float8_e8m0fnu",
     "float4_e2m1fn_x2",

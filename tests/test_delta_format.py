@@ -21,11 +21,12 @@ from conftest import assert_same_bits
 from paring import DeltaError
 from paring.delta.base import Base, TensorFacts
 from paring.delta.change import Change
+from paring.delta.factors import LowRank
 from paring.delta.files import INDEX, shards_of
-from paring.delta.inspect import summarise
+from paring.delta.inspect import summarise, verify
 from paring.delta.patch import apply_to_checkpoint
 from paring.delta.places import Everywhere, Scattered
-from paring.delta.taskvector import ready
+from paring.delta.taskvector import low_rank, ready
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.append(str(GOLDEN))
@@ -139,6 +140,7 @@ def test_every_coding_is_in_a_golden_file() -> None:
     places = ("dense", "blocks", "mask", "gaps")
     assert {("real", p, v) for p in places for v in ("fp32", "bf16", "fp16", "int8", "int4", "sign")} <= found
     assert {("exact", p, "bits16") for p in places} | {("exact", "dense", f"bits{w}") for w in (8, 16, 32, 64)} <= found
+    assert ("real", "dense", "lowrank") in found
     assert {e["places"] for e in entries if e["parts"].get("places", [""])[0] == "zstd"} == {"mask", "gaps"}
     assert {e.get("group", 0) for e in entries if e["values"] in make.SCALES} == {0, 3, 4}
 
@@ -396,3 +398,69 @@ def test_a_small_file_takes_little_memory_without_its_base(
     assert size > made.count / 70 if honest else size < 80_000
     assert int(grown) < (2_000 * size if honest else 24 << 20)
     assert ("compressed bytes claim to hold" in refused) != honest
+
+
+def low_rank_file(tmp_path: Path, low: LowRank, shape: tuple[int, ...]) -> Path:
+    facts = TensorFacts("float32", shape, "0" * 32)
+    lazy = low_rank(torch.Size(shape), torch.float32, lambda: low, "'w'")
+    paring.save_delta(paring.TaskVector({"w": lazy}, Base({"w": facts})), tmp_path / "x.delta.safetensors")
+    return tmp_path / "x.delta.safetensors"
+
+
+def test_factors_of_a_product_that_no_memory_holds(tmp_path: Path) -> None:
+    """They are verified and summarised, and not multiplied."""
+    path = low_rank_file(tmp_path, LowRank(torch.ones(1 << 22, 1), torch.ones(1, 1 << 22)), (1 << 22, 1 << 22))
+    assert verify(path) == 1 and summarise(path).rows[0].coding == "real dense lowrank 1"
+    with pytest.raises(DeltaError, match="is not the base of this delta"):
+        paring.load_delta(path, {"w": torch.ones(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("low", "message"),
+    [
+        (LowRank(torch.ones(4, 2), torch.ones(3, 5)), r"'w': factors \[4, 2\] and \[3, 5\] are none of \[4, 5\]"),
+        (LowRank(torch.ones(4, 0), torch.ones(0, 5), 1.0), "are none of|no rank"),
+        (LowRank(torch.ones(4, 2), torch.ones(2, 5).double()), "expected fp32, bf16 or fp16"),
+        (LowRank(torch.ones(4, 2), torch.full((2, 5), torch.inf)), "a factor holds NaN or infinity"),
+    ],
+)
+def test_factors_that_are_none(tmp_path: Path, low: LowRank, message: str) -> None:
+    if not low.rank:  # zero, and so not written at all
+        assert not paring.load_delta(low_rank_file(tmp_path, low, (4, 5))).changes
+        return
+    with pytest.raises(DeltaError, match=message):
+        low_rank_file(tmp_path, low, (4, 5))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_product_out_of_range_is_refused() -> None:
+    low = LowRank(torch.full((2, 1), 1e30), torch.full((1, 2), 1e30))
+    with pytest.raises(DeltaError, match="'w': the product of its factors is not finite; scale them down"):
+        low.change(torch.Size((2, 2)), torch.float32, "'w'")
+    assert low.times(1e-10).scale == 1e-10 and not low.is_zero() and low.times(0.0).is_zero()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e: e.update(rank=2), "its right factor is .*; expected rank 2"),
+        (lambda e: e.update(rank=0), "the rank of 'layer.weight'"),
+        (lambda e: e.update(rank=True), "the rank of 'layer.weight'"),
+        (lambda e: e.update(scale=10**400), "the scale of 'layer.weight'"),
+        (lambda e: e.update(scale=float("inf")), "Infinity is no JSON"),
+        (lambda e: e.update(scale="1"), "the scale of 'layer.weight'"),
+        (lambda e: e.update(group=2), "the group of 'layer.weight'"),
+        (lambda e: e.pop("scale"), "its manifest lacks 'scale'"),
+        (lambda e: e.update(places="mask", count=1), "the value type of 'layer.weight'"),
+        (lambda e: e.update(values="fp32"), "the parts of 'layer.weight'"),
+        (lambda e: e["parts"].pop("left"), "is only in its manifest, or only in the file|the parts of"),
+        (lambda e: e["parts"]["left"].__setitem__(0, "zstd"), "the compression of 'layer.weight'"),
+        (lambda e: e["parts"]["left"].__setitem__(1, 95), "96 bytes of left are stored, the manifest says 95"),
+    ],
+)
+def test_what_the_manifest_may_not_say_of_factors(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    _rewritten(make.path_of("low-rank"), tmp_path / "x.safetensors", lambda m: change(m["tensors"]["layer.weight"]))
+    with pytest.raises(DeltaError, match=message):
+        verify(tmp_path / "x.safetensors")

@@ -43,6 +43,8 @@ REFUSALS = {
     "the value type of": 20,
     "the parts of": 5,
     "the group of": 3,
+    "the rank of": 2,
+    "the scale of": 1,
     "its blocks overlap": 10,
     "is not inside its tensor": 20,
     "no tensor type": 2,

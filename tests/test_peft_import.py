@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import paring
@@ -131,6 +132,37 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(model), logits(merged), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpt2, also square", "embeddings", "rslora and patterns", "llama"])
+def test_factors_stay_factors(name: str, tmp_path: Path) -> None:
+    """In the file, times a number, and in an adapter again."""
+    make, settings = SETTINGS[name]
+    base = make()
+    adapted(base, tmp_path / "a", **settings)
+    vector = import_peft(tmp_path / "a", base)
+    paring.save_delta(vector, tmp_path / "a.delta.safetensors")
+    paring.save_delta(vector.in_memory(), tmp_path / "dense.delta.safetensors")
+    adapter = (tmp_path / "a" / "adapter_model.safetensors").stat().st_size
+    stored = load_file(tmp_path / "a.delta.safetensors")
+    whole = {n for n in stored if n.endswith(":values")}
+    assert bool(whole) == (name == "embeddings")  # of which PEFT saves the embedding itself, too
+    assert {n.rpartition(":")[2] for n in stored.keys() - whole} == {"left", "right"}
+    assert sum(t.numel() for n, t in stored.items() if n not in whole) * 4 <= adapter
+    loaded = paring.load_delta(tmp_path / "a.delta.safetensors", base)
+    for n in vector.names:
+        assert torch.equal(loaded[n], vector[n]) and torch.equal((2 * loaded)[n], 2 * vector[n])
+        assert torch.equal((vector + loaded)[n], 2 * vector[n])
+        kept = f"{n}:left" in stored
+        assert ((2 * loaded).changes[n].factors is not None) == kept and (vector + loaded).changes[n].factors is None
+    export_peft(loaded, tmp_path / "b", 8, model=base)
+    again = import_peft(tmp_path / "b", base)
+    for n in vector.names:
+        torch.testing.assert_close(again[n], vector[n], rtol=1e-5, atol=1e-8 if f"{n}:left" in stored else 1e-6)
+        if (first := vector.changes[n].factors) and (second := again.changes[n].factors):
+            assert first().rank == second().rank and torch.equal(first().A, second().A)
+    with_less = export_peft(loaded, tmp_path / "c", 1, model=base)
+    assert with_less.rank == 1 and with_less.total_lost > 0.01
+
+
 @pytest.mark.parametrize("make", [gpt2, lambda: llama(tied=True)], ids=["gpt2", "llama"])
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_tied_weights_change_alike_or_not_at_all(make: Callable[[], nn.Module], on_disk: bool, tmp_path: Path) -> None:
@@ -182,4 +214,6 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command) == 2 and "is there already" in capsys.readouterr().err
     size = out.stat().st_size
     assert main([*command, "--values", "int8", "--group", "32", "--overwrite"]) == 0
-    assert out.stat().st_size < 0.8 * size
+    stored = load_file(out)  # biases in int8; factors stay as they are
+    assert stored["bert.pooler.dense.weight:left"].dtype == torch.float32 and "bert.pooler.dense.bias:scales" in stored
+    assert size < (tmp_path / "base" / "model.safetensors").stat().st_size / 2

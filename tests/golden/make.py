@@ -19,10 +19,11 @@ from paring.delta import files
 from paring.delta.base import Base, base_of
 from paring.delta.blocks import Rect
 from paring.delta.change import Change, exact_change
+from paring.delta.factors import LowRank
 from paring.delta.manifest import Manifest
 from paring.delta.places import Blocks, Everywhere, Places, Scattered
 from paring.delta.sources import MemorySource
-from paring.delta.taskvector import TaskVector, ready
+from paring.delta.taskvector import TaskVector, low_rank, ready
 
 HERE = Path(__file__).parent
 State = dict[str, Tensor]
@@ -182,6 +183,26 @@ def _compressed(state: State, base: Base, places: Places) -> Golden:
     return _made(base, [_exact("wide.weight", state, places, _bumped(flat))])
 
 
+def _low_rank(state: State, base: Base) -> Golden:
+    """Factors of small whole numbers, so that their products are exact in whatever order they are added."""
+    shapes = {"layer.weight": (8, 6), "wide.weight": (32, 40), "experts": (3, 8), "norm.bias": (5, 1)}
+    types = {"layer.weight": torch.float32, "wide.weight": torch.bfloat16, "experts": torch.float16, "norm.bias": torch.float32}
+    scales = {"layer.weight": 0.125, "wide.weight": -2.0, "experts": 0.5, "norm.bias": 3.0}
+    changes, expected = {}, {}
+    for name, (rows, columns) in shapes.items():
+        rank = 1 if name == "norm.bias" else 3
+        B = (torch.arange(rows * rank) % 7 - 3.0).view(rows, rank)
+        A = (torch.arange(rank * columns) % 5 - 2.0).view(rank, columns)
+        low = LowRank(B.to(types[name]), A.to(types[name]), scales[name])
+        tensor = state[name]
+        changes[name] = low_rank(tensor.shape, tensor.dtype, lambda low=low: low, f"'{name}'")  # type: ignore[misc]
+        tau = torch.tensor(
+            [[sum(b * a for b, a in zip(row, A.T[c].tolist(), strict=True)) for c in range(columns)] for row in B.tolist()]
+        )
+        expected[name] = (tensor.float() + scales[name] * tau.view(tensor.shape)).to(tensor.dtype)
+    return Golden(TaskVector(changes, base), expected)
+
+
 def _sharded(state: State, base: Base) -> Golden:
     return _exact_places(state, base)._replace(options={"shard_bytes": 40})
 
@@ -195,6 +216,7 @@ GOLDEN: dict[str, Callable[[State, Base], Golden]] = {
     "parts": _parts,
     "prefix": _prefix,
     "sharded": _sharded,
+    "low-rank": _low_rank,
     "compressed-dense": partial(_compressed, places=Everywhere(1280)),
     "compressed-mask": partial(_compressed, places=Scattered(torch.tensor([i for i in range(1280) if i % 9 in (0, 4)]))),
     "half-mask": partial(_compressed, places=Scattered(torch.tensor([i for i in range(1280) if i % 9 < 5]))),

@@ -139,8 +139,8 @@ class Bank:
 
         Raises:
             KeyError: there is no such delta. BankBusy: forwards still run after ``timeout``, or this thread is in one.
-            DeltaError: the delta is damaged, or changes a tied tensor differently under two names. The model is as it was in each
-                of these cases.
+            DeltaError: the delta is damaged, or changes a tied tensor differently under two names.
+            The model is as it was in each of these cases.
         """
         self._refuse_unknown(name)
         self._lock.write(timeout)

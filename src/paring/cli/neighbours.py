@@ -35,7 +35,7 @@ def add_parsers(subparsers: Any) -> None:
     bring.add_argument("adapter", metavar="ADAPTER", help="a folder with adapter_config.json and adapter_model.safetensors")
     bring.add_argument("out", metavar="OUT", help="a new file, usually ….delta.safetensors")
     bring.add_argument("--base", required=True, metavar="BASE", help=f"what the adapter was trained on: {_BASE}")
-    bring.add_argument("--values", choices=_VALUES, default="fp32", help="how differences are stored (fp32)")
+    bring.add_argument("--values", choices=_VALUES, default="fp32", help="how differences are stored, but factors (fp32)")
     bring.add_argument("--group", type=int, default=0, metavar="N", help="values that share a scale in int8, int4, sign (all)")
     bring.add_argument("--overwrite", action="store_true", help="replace what is at OUT, when the new one is whole")
     bring.set_defaults(run=_import)

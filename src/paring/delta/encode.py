@@ -15,6 +15,7 @@ from paring.delta.codec.positions import decode_positions, encode_positions, unp
 from paring.delta.codec.values import KINDS, decode_values, encode_values
 from paring.delta.codec.zeros import with_zeros, without_zeros
 from paring.delta.errors import DeltaError
+from paring.delta.factors import LowRank
 from paring.delta.manifest import Entry, Part
 from paring.delta.places import Blocks, Everywhere, Places, Scattered
 
@@ -102,13 +103,7 @@ def decode(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Change:
     Raises:
         DeltaError: a hash is wrong, or the two contradict each other. Nothing large is allocated on a claim alone.
     """
-    for part, tensor in stored.items():
-        claimed = entry.parts[part]
-        if tensor_hash([tensor]) != claimed.hash:
-            raise DeltaError(f"{where}: the stored {part} are damaged (their hash differs); fetch or write the file again")
-        size = tensor.numel() * tensor.itemsize
-        if claimed.compression == "none" and claimed.raw_bytes != size:
-            raise DeltaError(f"{where}: {size:,} bytes of {part} are stored, the manifest says {claimed.raw_bytes:,}")
+    _check_stored(entry, stored, where)
     if entry.kind == "new":
         values = stored["values"]
         if values.dtype != entry.dtype or values.shape != entry.shape:
@@ -131,6 +126,35 @@ def decode(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Change:
         mask = unpack_mask(_raw(stored["places"], "places", where), packed.compression, packed.raw_bytes, numel, where)
         return Change(entry.shape, entry.dtype, "exact", Everywhere(numel), with_zeros(mask, values, numel, where))
     return Change(entry.shape, entry.dtype, entry.kind, _places(entry, stored, where), values)
+
+
+def encode_factors(low: LowRank, shape: torch.Size, dtype: torch.dtype, where: str) -> Encoded:
+    """Factors as they are."""
+    low.check(shape, where)
+    stored = {part: tensor.cpu().contiguous() for part, tensor in (("left", low.B), ("right", low.A))}
+    parts = {part: Part("none", t.numel() * t.itemsize, tensor_hash([t])) for part, t in stored.items()}
+    entry = Entry("real", dtype, shape, "dense", shape.numel(), "lowrank", parts=parts, rank=low.rank, scale=low.scale)
+    return Encoded(entry, stored)
+
+
+def decode_factors(entry: Entry, stored: Mapping[str, Tensor], where: str) -> LowRank:
+    """The factors that ``entry`` and its stored tensors say. Raises as ``decode``."""
+    _check_stored(entry, stored, where)
+    low = LowRank(stored["left"], stored["right"], entry.scale)
+    if stored["right"].ndim != 2 or low.rank != entry.rank:
+        raise DeltaError(f"{where}: its right factor is {list(stored['right'].shape)}; expected rank {entry.rank}")
+    low.check(entry.shape, where)
+    return low
+
+
+def _check_stored(entry: Entry, stored: Mapping[str, Tensor], where: str) -> None:
+    for part, tensor in stored.items():
+        claimed = entry.parts[part]
+        if tensor_hash([tensor]) != claimed.hash:
+            raise DeltaError(f"{where}: the stored {part} are damaged (their hash differs); fetch or write the file again")
+        size = tensor.numel() * tensor.itemsize
+        if claimed.compression == "none" and claimed.raw_bytes != size:
+            raise DeltaError(f"{where}: {size:,} bytes of {part} are stored, the manifest says {claimed.raw_bytes:,}")
 
 
 def _places(entry: Entry, stored: Mapping[str, Tensor], where: str) -> Places:

@@ -15,17 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from paring.delta.align import located
 from paring.delta.change import Change, unchanged
 from paring.delta.checkpoint.find import inside
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.delta.checkpoint.strict import parsed
-from paring.delta.encode import Encoded, decode, encode
+from paring.delta.encode import Encoded, decode, decode_factors, encode, encode_factors
 from paring.delta.errors import DeltaError
+from paring.delta.factors import LowRank
 from paring.delta.manifest import KEY, Entry, Manifest, changed_twice, is_plain, parse, stored_name
 from paring.delta.sources import BaseLike, as_source
 from paring.delta.spool import Spool, header_room
-from paring.delta.taskvector import Lazy, TaskVector
+from paring.delta.taskvector import Lazy, TaskVector, low_rank
 from paring.files import replacing, replacing_folder
 
 INDEX = "delta.safetensors.index.json"
@@ -51,8 +54,8 @@ def save_delta(
     Args:
         path: usually ``….delta.safetensors``; a folder, where ``shard_bytes`` is given.
         facts: plain values to travel with it beside ``vector.facts`` (how it was made).
-        values: how differences in numbers are stored: "fp32", "bf16", "fp16", "int8", "int4" or "sign". Exact differences
-            and new tensors stay exact.
+        values: how differences in numbers are stored: "fp32", "bf16", "fp16", "int8", "int4" or "sign". Exact differences,
+            new tensors and factors of low rank (an imported LoRA's) stay as they are.
         group: that many consecutive values share a scale (int8, int4, sign); 0: all of a tensor.
         compression: "zstd", or "none": a file several times as large (exact differences as large as the tensors they change)
             in about half the time.
@@ -203,10 +206,19 @@ def _open(path: Path) -> tuple[Checkpoint, Manifest]:
 
 
 def _lazy(checkpoint: Checkpoint, name: str, entry: Entry) -> Lazy:
-    def load() -> Change:
-        stored = {part: checkpoint.tensor(stored_name(name, part)) for part in entry.parts}
-        return decode(entry, stored, f"{checkpoint.files[0]}: '{name}'")
+    where = f"{checkpoint.files[0]}: '{name}'"
 
+    def stored() -> dict[str, Tensor]:
+        return {part: checkpoint.tensor(stored_name(name, part)) for part in entry.parts}
+
+    def load() -> Change:
+        return decode(entry, stored(), where)
+
+    def factors() -> LowRank:
+        return decode_factors(entry, stored(), where)
+
+    if entry.rank:
+        return low_rank(entry.shape, entry.dtype, factors, where)
     return Lazy(entry.shape, entry.dtype, entry.kind, load)
 
 
@@ -214,6 +226,9 @@ def _encoded(vector: TaskVector, values: str, group: int, compression: str) -> I
     """Every change that changes something, coded; a few at a time in threads, in order."""
 
     def one(name: str, lazy: Lazy) -> Encoded | None:
+        if lazy.factors is not None:
+            low = lazy.factors()
+            return None if low.is_zero() else encode_factors(low, lazy.shape, lazy.dtype, f"'{name}'")
         change = lazy.load()
         return None if unchanged(change) else encode(change, values, group, f"'{name}'", compression)
 

@@ -26,7 +26,7 @@ from paring.delta.names import split_part
 from paring.delta.places import Blocks
 
 KEY, FORMAT = "paring.delta", 1
-_PARTS = ("values", "places", "scales")
+_PARTS = ("values", "places", "scales", "left", "right")
 _DTYPES = {dtype_name(dtype): dtype for dtype in DTYPES.values()}
 _NO_NUMBERS = ("complex64", "float4_e2m1fn_x2", "float8_e8m0fnu")  # exact differences alone
 _MOST_DIMENSIONS, _MOST_NESTING, _LONGEST = 16, 64, 1024
@@ -52,9 +52,10 @@ class Entry:
         places: "dense", "blocks", or how positions are coded.
         count: number of values.
         rects: of "blocks".
-        values: how values are coded; "plain" for a new tensor, stored as it is.
+        values: how values are coded; "plain" for a new tensor, stored as it is; "lowrank" for factors.
         group: values that share a scale; 0: all.
         parts: by name.
+        rank, scale: of "lowrank".
     """
 
     kind: Kind
@@ -66,6 +67,8 @@ class Entry:
     group: int = 0
     rects: tuple[Rect, ...] = ()
     parts: Mapping[str, Part] = field(default_factory=dict)
+    rank: int = 0
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ def dump(manifest: Manifest) -> str:
             entry["count"] = e.count
         if e.group:
             entry["group"] = e.group
+        if e.rank:
+            entry |= {"rank": e.rank, "scale": e.scale}
         entries[name] = entry | {"parts": {k: [p.compression, p.raw_bytes, p.hash] for k, p in e.parts.items()}}
     content = {
         "format": FORMAT,
@@ -218,21 +223,33 @@ def _entry(name: str, value: Any, base: Base) -> Entry:
         count = value["count"]
         _expect(_is_count(count) and count <= shape.numel(), f"the count of {what}")
     expected = {"new": "plain", "exact": f"bits{8 * dtype.itemsize}"}.get(kind)
-    _expect(values == expected if expected else values in KINDS and not values.startswith("bits"), f"the value type of {what}")
+    low_rank = values == "lowrank" and places == "dense"
+    known = low_rank or (values in KINDS and not values.startswith("bits"))
+    _expect(values == expected if expected else known, f"the value type of {what}")
     _expect(kind != "real" or facts.dtype not in _NO_NUMBERS, f"a difference in numbers of {what}, {facts.dtype},")
     _expect(kind != "new" or places == "dense", what)
     scaled = values in KINDS and KINDS[values].scaled
     group = value.get("group", 0)
     _expect(_is_count(group) and (group > 0 or "group" not in value) and (scaled or not group), f"the group of {what}")
-    entry = Entry(kind, dtype, shape, places, count, values, group, rects, _parts(value["parts"], what))
+    rank, scale = _rank_and_scale(value, what) if low_rank else (0, 1.0)
+    entry = Entry(kind, dtype, shape, places, count, values, group, rects, _parts(value["parts"], what), rank, scale)
     wanted = {"values"} | ({"places"} if places in CODINGS else set()) | ({"scales"} if scaled else set())
-    _expect(set(entry.parts) == wanted, f"the parts of {what}")
-    plain = [p for name, p in entry.parts.items() if name == "scales" or kind == "new"]
+    _expect(set(entry.parts) == ({"left", "right"} if low_rank else wanted), f"the parts of {what}")
+    plain = [p for name, p in entry.parts.items() if name == "scales" or kind == "new" or low_rank]
     _expect(all(p.compression == "none" for p in plain), f"the compression of {what}")
     fields = {"kind", "places", "values", "parts"} | ({"dtype", "shape"} if kind == "new" else set())
-    fields |= {"group"} if scaled else set()
+    fields |= {"group"} if scaled else {"rank", "scale"} if low_rank else set()
     _expect_only(value, fields | ({"rects"} if rects else {"count"} if places in CODINGS else set()), what)
     return entry
+
+
+def _rank_and_scale(value: dict[str, Any], what: str) -> tuple[int, float]:
+    rank, scale = value["rank"], value["scale"]
+    _expect(_is_count(rank) and rank > 0, f"the rank of {what}")
+    # A whole number may be too large for a float.
+    _expect(type(scale) is float or (type(scale) is int and abs(scale) <= 2**53), f"the scale of {what}")
+    _expect(math.isfinite(scale), f"the scale of {what}")
+    return rank, float(scale)
 
 
 def _facts(name: str, value: Any, base: Base, what: str) -> TensorFacts:

@@ -26,6 +26,7 @@ from paring.delta.base import Base
 from paring.delta.blocks import same_bits
 from paring.delta.change import Change, Kind, wide
 from paring.delta.errors import DeltaError
+from paring.delta.factors import LowRank
 from paring.delta.places import Everywhere, same_places
 from paring.patterns import expression
 
@@ -40,17 +41,24 @@ class Lazy:
     Attributes:
         shape, dtype, kind: as in ``Change``.
         load: gives it; nothing is kept.
+        factors: where the difference is known as a product, gives its factors; ``load`` multiplies them.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     kind: Kind
     load: Callable[[], Change]
+    factors: Callable[[], LowRank] | None = None
 
 
 def ready(change: Change) -> Lazy:
     """A change that is in memory."""
     return Lazy(change.shape, change.dtype, change.kind, lambda: change)
+
+
+def low_rank(shape: torch.Size, dtype: torch.dtype, factors: Callable[[], LowRank], where: str) -> Lazy:
+    """A difference that is a product of factors."""
+    return Lazy(shape, dtype, "real", lambda: factors().change(shape, dtype, where), factors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +144,8 @@ class TaskVector:
             raise ValueError(f"a task vector times {factor}: expected a finite number")
 
         def scaled(name: str, lazy: Lazy) -> Lazy:
+            if (factors := lazy.factors) is not None:
+                return low_rank(lazy.shape, lazy.dtype, lambda: factors().times(float(factor)), f"'{name}'")
             return replace(lazy, kind="real", load=lambda: lazy.load().real(f"'{name}'", float(factor)))
 
         changes = {n: c if c.kind == "new" else scaled(n, c) for n, c in self.changes.items()}

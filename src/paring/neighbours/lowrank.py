@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from paring.delta.factors import LowRank
+
 _SPARE, _NOISE = 8, 1e-13
 
 
@@ -31,6 +33,13 @@ class Factors(NamedTuple):
     def lost(self) -> float:
         """The share of the energy that is lost, in [0, 1]; 0 of a matrix of zeros."""
         return max(0.0, 1.0 - self.kept / self.total) if self.total else 0.0
+
+
+def own(low: LowRank) -> Factors:
+    """The factors that a difference is known by, the scale in B, in fp32: nothing is lost."""
+    B, A = low.B.double() * low.scale, low.A.double()
+    energy = float(((B.T @ B) * (A @ A.T)).sum())
+    return Factors(B.float(), A.float(), energy, energy)
 
 
 def nearest(matrix: Tensor, rank: int) -> Factors:

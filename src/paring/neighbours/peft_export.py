@@ -21,7 +21,7 @@ from paring.delta.errors import DeltaError
 from paring.delta.taskvector import TaskVector
 from paring.files import replacing_folder
 from paring.neighbours.layers import Layers
-from paring.neighbours.lowrank import Factors, nearest
+from paring.neighbours.lowrank import Factors, nearest, own
 from paring.neighbours.peft_card import adapter_card
 from paring.neighbours.peft_plan import Plan, exact_pattern, plan
 
@@ -152,7 +152,8 @@ def _factors(
     ranks: dict[str, int] = {}
     energy: dict[str, tuple[float, float]] = {}
     for name, modules in parts.weights.items():
-        found = nearest(vector[name], rank)
+        low = factors() if (factors := vector.changes[name].factors) else None
+        found = own(low) if low and low.rank <= rank and not low.is_zero() else nearest(vector[name], rank)
         report(name, found)
         energy[name] = (found.kept, found.total)
         for module in modules if len(found.A) else ():

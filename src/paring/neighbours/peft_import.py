@@ -1,8 +1,9 @@
 """A LoRA adapter of PEFT's as a delta: ``tau = scale B A``, in fp32, and what the adapter holds whole (``peft_parts.py``).
 
-scale = lora_alpha / rank (or / sqrt(rank), rslora), with the patterns for single modules. Products are taken when they are
-read, one at a time. A tensor that the adapter holds whole is a difference where the base has it, else new (a head). PEFT trains
-tied weights under one name only, or each name for itself; a delta keeps them tied, so all names must change alike.
+scale = lora_alpha / rank (or / sqrt(rank), rslora), with the patterns for single modules. Factors stay factors; their products
+are taken when numbers are asked for, one at a time. A tensor that the adapter holds whole is a difference where the base has
+it, else new (a head). PEFT trains tied weights under one name only, or each name for itself; a delta keeps them tied, so all
+names must change alike.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +17,11 @@ from paring.delta.base import Base, TensorFacts, dtype_name
 from paring.delta.change import Change, wide
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.delta.errors import DeltaError
+from paring.delta.factors import LowRank
 from paring.delta.places import Everywhere
 from paring.delta.sources import BaseLike, CheckpointSource, Source, as_source
 from paring.delta.taskvector import Lazy, TaskVector
+from paring.delta.taskvector import low_rank as as_product
 from paring.neighbours.layers import Layers, read_config, skeleton
 from paring.neighbours.peft_config import plain_facts, read_settings
 from paring.neighbours.peft_parts import Part, check_shape, finite, low_rank, parts_of
@@ -142,6 +145,9 @@ class _Reader:
         if part.A:
             check_shape(self._checkpoint, part, shape, self._orientation(name, shape), self._where(name))
 
+        if part.A and not (part.whole or part.summand):
+            return as_product(shape, dtype, lambda: self._factors(name, part, shape), self._where(name))
+
         def load() -> Change:
             return Change(shape, dtype, "real", Everywhere(shape.numel()), self._dense(name, part, there).view(-1))
 
@@ -174,8 +180,12 @@ class _Reader:
         if part.summand:
             out += finite(self._checkpoint.tensor(part.summand), self._where(name)).to(out.dtype) * part.scale
         if part.A:
-            out += low_rank(self._checkpoint, part, shape, self._orientation(name, shape), self._where(name))
+            product = self._factors(name, part, shape).change(shape, dtype, self._where(name))
+            out += product.values.view(shape)
         return out
+
+    def _factors(self, name: str, part: Part, shape: torch.Size) -> LowRank:
+        return low_rank(self._checkpoint, part, shape, self._orientation(name, shape), self._where(name))
 
     def _orientation(self, name: str, shape: torch.Size) -> bool | None:
         """Whether a weight is [in, out]: by its module, else by its shape, else as the adapter's configuration says."""

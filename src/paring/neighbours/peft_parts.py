@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paring.delta.checkpoint.read import Checkpoint
 from paring.delta.errors import DeltaError
+from paring.delta.factors import FACTOR_DTYPES, LowRank
 from paring.neighbours.peft_config import LoraSettings
 
 _PREFIX = "base_model.model."
@@ -80,8 +81,8 @@ def parts_of(checkpoint: Checkpoint, settings: LoraSettings) -> dict[str, Part]:
     return parts
 
 
-def low_rank(checkpoint: Checkpoint, part: Part, shape: torch.Size, transposed: bool | None, where: str) -> Tensor:
-    """``scale B A`` in ``shape``, fp32. Shapes are checked before anything is read.
+def low_rank(checkpoint: Checkpoint, part: Part, shape: torch.Size, transposed: bool | None, where: str) -> LowRank:
+    """``scale B A`` of a tensor of ``shape``, in the adapter's types. Shapes are checked before anything is read.
 
     Args:
         transposed: whether the tensor is [in, out]; None: by its shape.
@@ -90,9 +91,9 @@ def low_rank(checkpoint: Checkpoint, part: Part, shape: torch.Size, transposed: 
         DeltaError: it has another shape, or is not finite.
     """
     flip = check_shape(checkpoint, part, shape, transposed, where)
-    A, B = (checkpoint.tensor(key).float().flatten(1) for key in (part.A, part.B))
-    product = (B @ A) * part.scale
-    return finite(product.T.contiguous() if flip else product.view(shape), where)
+    A, B = (finite(checkpoint.tensor(key), where).flatten(1) for key in (part.A, part.B))
+    A, B = (t if t.dtype in FACTOR_DTYPES else t.float() for t in (A, B))
+    return LowRank(A.T.contiguous(), B.T.contiguous(), part.scale) if flip else LowRank(B, A, part.scale)
 
 
 def check_shape(checkpoint: Checkpoint, part: Part, shape: torch.Size, transposed: bool | None, where: str) -> bool:
