@@ -35,8 +35,14 @@ class Placing:
         for name in vector.changes:
             room(vector, source, found, name)
         self._tensors = {name: source.tensor(located(name, found)) for name in vector.changes}
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self._parameters = {name: named[at] for name in vector.changes if (at := located(name, found)) in named}
         self._new = {name: vector.change(name) for name in vector.new}
         self._before: dict[str, Tensor] = {}
+
+    def parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """The model's parameters of floating point, by the names that the task vector gives them; not its buffers."""
+        return {n: p for n in names if (p := self._parameters.get(n)) is not None and p.is_floating_point()}
 
     def __enter__(self) -> Self:
         for name, change in self._new.items():

@@ -9,7 +9,7 @@ Of equal re-weighted magnitudes those of the subspace that comes first are kept,
 vector.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,13 +40,17 @@ class Pool:
         vector: the task vector; read three times.
         subspaces: how it is cut.
         count: entries to keep.
+        matters: by name, flat: what an entry's magnitude is multiplied by to be ranked, and only for that (``saliency``);
+            None, or a name that is missing: 1.
 
     Attributes:
         names, starts: of the tensors, and where each begins in the row of all.
         sizes: entries other than zero in each subspace.
     """
 
-    def __init__(self, vector: TaskVector, subspaces: Subspaces, count: int) -> None:
+    def __init__(
+        self, vector: TaskVector, subspaces: Subspaces, count: int, matters: Mapping[str, Tensor] | None = None
+    ) -> None:
         self.names = vector.names
         extents = [vector.changes[n].shape.numel() for n in self.names]
         self.starts = np.concatenate(([0], np.cumsum(extents))).astype(np.int64)
@@ -54,10 +58,10 @@ class Pool:
         self._places: list[Tensor] = []
         self._values: list[Tensor] = []
         self._magnitudes: list[Floats] = []
-        for places, values in self._tops(vector, subspaces):
+        for places, values, magnitudes in self._tops(vector, subspaces, matters or {}):
             self._places.append(places)
             self._values.append(values)
-            self._magnitudes.append(values.abs().double().numpy())
+            self._magnitudes.append(magnitudes.double().numpy())
         self.sizes = tuple(p.numel() for p in self._places)
 
     def select(self, weights: Sequence[float]) -> Selection:
@@ -109,32 +113,38 @@ class Pool:
         """For each subspace, how many re-weighted magnitudes are above ``bound``."""
         return [_first(m, w, bound) if w > 0 else 0 for m, w in zip(self._magnitudes, weights, strict=True)]
 
-    def _tops(self, vector: TaskVector, subspaces: Subspaces) -> list[tuple[Tensor, Tensor]]:
-        """The largest entries of each subspace, in descending order of magnitude, equal ones by place."""
+    def _tops(
+        self, vector: TaskVector, subspaces: Subspaces, matters: Mapping[str, Tensor]
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The entries of each subspace that rank highest, in descending order, equal ones by place: place, value, rank."""
 
-        def labelled() -> Iterator[tuple[Tensor, Tensor]]:
-            return ((subspaces.label(name, tau), tau) for name, tau in flats(vector))
+        def ranked() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for name, tau in flats(vector):
+                rank = tau.abs().float() * matters[name] if name in matters else tau.abs().float()
+                yield subspaces.label(name, tau), tau, rank
 
         parts = range(self.num_subspaces)
+        labelled = lambda: ((labels, rank) for labels, _, rank in ranked())  # noqa: E731
         at = thresholds(labelled, self.num_subspaces, [(m, self.count) for m in parts])
-        found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in parts]
+        found: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in parts]
         ties = [0 for _ in parts]
-        for start, (labels, tau) in zip(self.starts, labelled(), strict=False):
+        for start, (labels, tau, rank) in zip(self.starts, ranked(), strict=False):
             for m in labels.unique().tolist():
                 inside = (labels == m).nonzero().view(-1)
-                where, more = kept(tau[inside], at[m], ties[m])
+                where, more = kept(rank[inside], at[m], ties[m])
                 ties[m] += more
                 where = inside[where]
                 where = where[tau[where] != 0]
-                found[m].append((where + int(start), tau[where].float()))
+                found[m].append((where + int(start), tau[where].float(), rank[where]))
         return [_descending(pieces) for pieces in found]
 
 
-def _descending(pieces: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    places = torch.cat([p for p, _ in pieces]) if pieces else torch.empty(0, dtype=torch.int64)
-    values = torch.cat([v for _, v in pieces]) if pieces else torch.empty(0)
-    order = torch.from_numpy(np.argsort(-patterns(values).astype(np.int64), kind="stable"))
-    return places[order], values[order]
+def _descending(pieces: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    if not pieces:
+        return torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
+    places, values, ranks = (torch.cat(part) for part in zip(*pieces, strict=True))
+    order = torch.from_numpy(np.argsort(-patterns(ranks).astype(np.int64), kind="stable"))
+    return places[order], values[order], ranks[order]
 
 
 def _number(pattern: int) -> float:

@@ -1,0 +1,73 @@
+"""Pruning by saliency, then new values for what is kept: what holds a task at the fewest entries.
+
+    F = mean squared gradient on the way to the fine-tune       (``saliency``)
+    keep the ceil(keep * n) entries of largest |tau| * F^p
+    tune their values until base + kept answers as base + tau   (``refit``)
+
+A search of subspace weights (``nps``) adds nothing to it, before the refit or after: docs/method.md has the numbers.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from paring.delta.taskvector import TaskVector
+from paring.slim.lesson import Lesson
+from paring.slim.nps import pruned_by
+from paring.slim.pool import Pool
+from paring.slim.pruners import check_keep, num_entries, num_kept
+from paring.slim.refit import Refit, refit
+from paring.slim.saliency import saliency
+from paring.slim.subspaces import Subspaces
+
+EXPONENT = 0.1
+
+
+def prune_salient(vector: TaskVector, keep: float, gradients: Mapping[str, Tensor], exponent: float = EXPONENT) -> TaskVector:
+    """The ceil(keep * n) entries of largest |tau| * F^exponent, with the values they have.
+
+    Args:
+        vector: with its base at hand, where its differences are exact.
+        keep: in (0, 1], see ``paring.slim.pruners``.
+        gradients: F, what ``paring.slim.saliency`` found; where it has no tensor's, F^exponent is 1.
+        exponent: p, at least 0; 0 is magnitude pruning.
+    """
+    check_keep(keep)
+    if not exponent >= 0:
+        raise ValueError(f"exponent is {exponent!r}; expected a number, at least 0")
+    one = Subspaces(("all",), lambda name, tau: torch.zeros(tau.numel(), dtype=torch.int64))
+    pool = Pool(vector, one, num_kept(keep, num_entries(vector)), {name: f**exponent for name, f in gradients.items()})
+    pruned = pruned_by(vector, pool, pool.select([1.0]))
+    facts = {**vector.facts, "method": "salient", "keep": keep, "saliency": exponent}
+    return TaskVector(pruned.changes, vector.base, vector.removed, facts)
+
+
+def prune_fitted(
+    vector: TaskVector,
+    model: nn.Module,
+    lesson: Lesson,
+    keep: float,
+    fit: Refit | None = None,
+    exponent: float = EXPONENT,
+    *,
+    gradients: Mapping[str, Tensor] | None = None,
+    report: Callable[[int, float], None] | None = None,
+) -> TaskVector:
+    """See above.
+
+    Args:
+        vector: with its base at hand, where its differences are exact.
+        model: the base; in the end it is bitwise as it was. Takes the memory of three more models.
+        lesson: the calibration rows, without labels, on the model's device.
+        keep: in (0, 1], see ``paring.slim.pruners``.
+        gradients: what ``saliency`` found, where that is at hand (it does not depend on ``keep``); None: found here.
+        report: is told of every step of the refit, see ``refit``.
+
+    Raises:
+        ValueError: a setting. DeltaError: the model is another base, or the distance is no longer a number.
+    """
+    check_keep(keep)
+    found = gradients if gradients is not None else saliency(vector, model, lesson)
+    fitted = refit(prune_salient(vector, keep, found, exponent), vector, model, lesson, fit or Refit(), report)
+    return TaskVector(fitted.changes, fitted.base, fitted.removed, {**fitted.facts, "method": "fitted"})
