@@ -98,3 +98,20 @@ def test_where_mergekit_runs(bench: ModuleType) -> None:
     args = bench.parse(["--mergekit", "python", "--methods", "ties,sce", "--rounds", "2"])
     assert bench.beside(args, "250M") == {"ties": 1, "sce": 1} and bench.beside(args, "1B") == {"ties": 1}
     assert bench.beside(bench.parse([]), "250M") == {}
+
+
+def test_a_merge_holds_outputs_and_no_inputs(bench: ModuleType, tmp_path: Path) -> None:
+    """Of four models of two tensors of 34 MB each, no more than the two outputs lie in memory."""
+    from delta_cost.processes import measured
+    from fuse_cost.commands import _PARING, configuration
+
+    paths = [tmp_path / f"{i}.safetensors" for i in range(5)]
+    base = torch.randn(4096, 4096).mul_(0.02)
+    for i, path in enumerate(paths):
+        tuned = base + 1e-4 * i * torch.randn(4096, 1)
+        save_file({"a": tuned.bfloat16(), "b": tuned.flip(0).contiguous().bfloat16()}, path)
+    (tmp_path / "merge.yml").write_text(json.dumps(configuration("ties", paths)))
+    nothing = [sys.executable, "-c", _PARING.replace("code = main(sys.argv[1:])", "import paring.fuse.engine; code = 0")]
+    start = measured(nothing, {}).anonymous_bytes
+    took = measured([sys.executable, "-c", _PARING, "fuse", str(tmp_path / "merge.yml"), str(tmp_path / "out")], {})
+    assert 30e6 < took.anonymous_bytes - start < 2 * 33.6e6 + 100e6  # pieces and threads' own beside the outputs

@@ -199,6 +199,10 @@ def test_extra_tensors_are_left_out_when_asked_to(tmp_path: Path) -> None:
     assert whole(tmp_path / "out").keys() == whole(paths[0]).keys()
 
 
+def test_an_unknown_permission(tmp_path: Path) -> None:
+    refused(tmp_path, weighted(family(tmp_path, 2)), "allow: 'everything'; expected 'extra'", allow=["everything"])
+
+
 def test_a_missing_head_that_is_tied(tmp_path: Path) -> None:
     """The configuration decides, not the shapes: a head that is the embeddings is them."""
     paths = family(tmp_path, 2, llama(tied=True))
@@ -365,7 +369,7 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_disk_that_fills_up_meanwhile(tmp_path: Path) -> None:
-    """Files may grow to 30 KB, and the output to 60: the merge ends half way, and nothing is left of it."""
+    """Where there is room by the look of it, and the system says no: nothing is left."""
     paths = family(tmp_path, 1)
     path = write(tmp_path, weighted(paths))
 

@@ -21,6 +21,7 @@ from paring.delta.checkpoint.companions import companions
 from paring.delta.checkpoint.fingerprint import remember, remembered, tensor_hash
 from paring.delta.checkpoint.write import LaidOut, lay_out
 from paring.delta.errors import DeltaError
+from paring.fuse.agree import ALLOW
 from paring.fuse.config import Config, Reference, read_config
 from paring.fuse.inputs import PIECE, Cuts, FuseError, Inputs
 from paring.fuse.models import Read
@@ -75,6 +76,8 @@ def fuse(
         KeyboardInterrupt: as Ctrl-C does; the same call goes on where it was.
     """
     out = Path(out)
+    if unknown := set(allow) - set(ALLOW):
+        raise ValueError(f"allow: {min(unknown)!r}; expected {' or '.join(map(repr, ALLOW))}")
     if out.suffix == ".safetensors":
         raise ValueError(f"{out} is a file's name; a merge is written to a folder, with its configuration: take another name")
     refuse_present(out.resolve(), overwrite)
