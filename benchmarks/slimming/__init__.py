@@ -1,0 +1,1 @@
+"""What pruning leaves of a task: fine-tunes, cells, report, picture."""

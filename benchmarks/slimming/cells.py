@@ -1,0 +1,116 @@
+"""One measurement: a fine-tune pruned one way to one keep, scored on rows that played no part in it."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paring.delta.taskvector import TaskVector
+from paring.search.settings import SearchSettings
+from paring.slim.fitted import EXPONENT, prune_salient
+from paring.slim.lost import as_stored
+from paring.slim.nps import Nps, prune_nps
+from paring.slim.pruners import PRUNERS, prune
+from paring.slim.refit import Refit, refit
+from paring.slim.saliency import saliency
+from slimming.finetunes import FineTune, fine_tune
+
+BUDGET = 200  # evaluations of a search
+CODED = ("fp16", "int8", "int4", "sign")
+REVISION = 1  # raised when a change here, or in what is measured, makes older results incomparable
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured: ``method`` is one of ``METHODS`` on the fine-tune ``tuned`` ("full" or a slice's name)."""
+
+    suite: str
+    task: str
+    tuned: str
+    seed: int
+    keep: float
+    method: str
+
+    @property
+    def key(self) -> str:
+        what = {**asdict(self), "budget": BUDGET, "refit": asdict(Refit()), "exponent": EXPONENT, "revision": REVISION}
+        return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+TITLES = {
+    "none": "fine-tune",
+    "magnitude": "magnitude",
+    "rescaled": "magnitude, rescaled",
+    "dare": "DARE",
+    "della": "DELLA",
+    "nps:magnitude": "NPS, by magnitude (the paper's)",
+    "nps:layer": "NPS, by layer",
+    "nps:kind": "NPS, by kind",
+    "nps:magnitude*kind": "NPS, by magnitude and kind",
+    "nps:random": "NPS, random subspaces",
+    "salient": "by saliency, no refit",
+    "magnitude+refit": "magnitude, refit",
+    "dare+refit": "DARE, refit",
+    "fitted": "fitted (by saliency, refit)",
+}
+
+
+def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[str, Any]]:
+    """Cells of one fine-tune, which is loaded once."""
+    torch.set_num_threads(1)
+    first = cells[0]
+    tune = fine_tune(first.suite, first.task, first.tuned, first.seed, zoo, results)
+    gradients: dict[str, Tensor] | None = None
+    for cell in cells:
+        begun = time.perf_counter()
+        if gradients is None and cell.method in ("salient", "fitted"):
+            gradients = saliency(tune.vector, tune.model, tune.lesson)
+            begun = time.perf_counter()
+        pruned, evaluations = _pruned(tune, cell, gradients or {})
+        out = {**asdict(cell), "key": cell.key, "seconds": time.perf_counter() - begun, "evaluations": evaluations}
+        for split in ("validation", "test"):
+            out[split] = tune.accuracy(pruned, split)  # type: ignore[arg-type]
+        with pruned.apply(tune.model):
+            out["calibration_loss"] = tune.loss(tune.model)
+        out["coded"] = _coded(tune, pruned, CODED if cell.method == "fitted" else CODED[:1]) if cell.method != "none" else {}
+        yield out
+
+
+def _pruned(tune: FineTune, cell: Cell, gradients: dict[str, Tensor]) -> tuple[TaskVector, int]:
+    """The pruned task vector, and how many times the calibration rows were scored for it."""
+    vector, (way, _, more) = tune.vector, cell.method.partition("+")
+    if cell.method == "none":
+        return vector, 0
+    if way.startswith("nps:"):
+        how = Nps(way.removeprefix("nps:"))
+        found = prune_nps(vector, tune.model, tune.loss, cell.keep, how, SearchSettings(budget=BUDGET, seed=cell.seed))
+        return found.vector, found.result.num_evaluations
+    if way in PRUNERS:
+        pruned = prune(vector, way, cell.keep, seed=cell.seed).in_memory()
+    else:
+        pruned = prune_salient(vector, cell.keep, gradients, EXPONENT)
+    if more or way == "fitted":
+        return refit(pruned, vector, tune.model, tune.lesson, Refit(seed=cell.seed)).in_memory(), 0
+    return pruned, 0
+
+
+def _coded(tune: FineTune, pruned: TaskVector, kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Bytes of the file and test accuracy of what comes back from it, by value type."""
+    out = {}
+    for kind in kinds:
+        stored, num_bytes = as_stored(pruned, kind, 0)
+        entries = sum(tune.vector.changes[n].shape.numel() for n in tune.vector.changes)
+        head = sum(tune.vector.changes[n].shape.numel() for n in tune.vector.new)
+        out[kind] = {
+            "bytes": num_bytes,
+            "bits_per_parameter": 8 * num_bytes / entries,
+            "head_entries": head,
+            "test": tune.accuracy(stored, "test"),
+        }
+    return out

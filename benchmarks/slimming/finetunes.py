@@ -1,0 +1,89 @@
+"""What is pruned: fine-tunes out of the zoo, made when they are not there, and the rows of their tasks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+import paring
+from paring import DeltaError
+from paring.delta.taskvector import TaskVector
+from paring.slim.lesson import Lesson
+from quality import tasks
+from quality.plan import runner
+from quality.runs import run
+
+NUM_CALIBRATION = 256
+LESSON_ROWS = {"digits": 64, "docstrings": 32}  # in a batch
+HEAD = "classifier."
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """A base, what a fine-tune adds to it, and its rows.
+
+    Attributes:
+        model: the base, in evaluation mode. vector: with all tensors in memory; a new head travels along.
+        lesson: the calibration rows, without labels.
+        loss: of a model on the calibration rows.
+    """
+
+    suite: str
+    task: str
+    model: nn.Module
+    vector: TaskVector
+    lesson: Lesson
+    loss: Callable[[nn.Module], float]
+
+    def accuracy(self, vector: TaskVector, split: tasks.Scored) -> float:
+        with vector.apply(self.model):
+            return tasks.accuracy(self.model, self.suite, self.task, split)
+
+
+def fine_tune(suite: str, task: str, method: str, seed: int, zoo: Path, results: Path) -> FineTune:
+    """From the zoo; what is missing there, or in a format of an earlier version, is tuned anew."""
+    model = tasks.fresh_model(suite, task, seed).eval()
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = _tuned(suite, task, method, seed, zoo, results, model, fresh)
+    new = suite == "docstrings"  # the pretrained MiniLM has no head, the ViT has one for the same ten digits
+    base = {name: tensor for name, tensor in fresh.items() if not (new and name.startswith(HEAD))}
+    vector = paring.diff(base, {**fresh, **tuned}).in_memory()
+    rows = tasks._rows(suite, task, "calibration")[:NUM_CALIBRATION]
+    if suite == "docstrings":
+        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    size = LESSON_ROWS[suite]
+    batches = [tasks._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    @torch.no_grad()
+    def loss(of: nn.Module) -> float:
+        total = 0.0
+        for batch in batches:
+            logits = of(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+            total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
+        return total / len(rows)
+
+    return FineTune(suite, task, model, vector, Lesson(batches), loss)
+
+
+def _tuned(
+    suite: str, task: str, method: str, seed: int, zoo: Path, results: Path, model: nn.Module, fresh: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Tensors that were tuned, by name."""
+    tuning = runner(suite, results, 1, zoo)
+    cell = tuning.cell(task, method, tuning.rate(method), seed)
+    path = zoo / f"{suite}-{task}-{method}-{seed}-{cell.key}.safetensors"
+    for attempt in range(2):
+        try:
+            if method == "full":
+                return load_file(path)
+            return paring.load_delta(path, base=model).applied_to(fresh)
+        except (FileNotFoundError, SafetensorError, DeltaError):
+            if attempt:
+                raise
+            run(cell, zoo)
+    raise AssertionError

@@ -1,0 +1,87 @@
+"""What is measured, the decisive cells first, by worker processes of one thread each; each finished cell is stored at once."""
+
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from quality.store import Store
+from quality.tasks import SUITES
+from slimming.cells import TITLES, Cell, measure
+
+SEEDS = (0, 1, 2)
+SLICE = "static-column-r16"
+DATA_FREE = ("magnitude", "rescaled", "dare", "della")
+SEARCHED = ("nps:magnitude", "nps:layer", "nps:kind", "nps:magnitude*kind", "nps:random")
+ABLATIONS = ("salient", "magnitude+refit", "dare+refit")
+KEEPS = {"digits": (0.1, 0.04, 0.01, 0.003), "docstrings": (0.01, 0.003)}
+
+
+def groups(suite: str) -> list[list[Cell]]:
+    """Cells of one fine-tune together: those that decide for all fine-tunes, then the others."""
+    tasks, keeps = SUITES[suite].tasks, KEEPS[suite]
+    every = [(task, seed) for seed in SEEDS for task in tasks]
+
+    def of(task: str, seed: int, tuned: str, methods: Sequence[str]) -> list[Cell]:
+        whole = [Cell(suite, task, tuned, seed, 1.0, "none")]
+        return whole + [Cell(suite, task, tuned, seed, keep, method) for method in methods for keep in keeps]
+
+    first = [of(task, seed, "full", (*DATA_FREE, "fitted")) for task, seed in every]
+    if suite == "digits":
+        return [
+            *first,
+            *(of(task, seed, "full", SEARCHED) for task, seed in every),
+            *(of(task, seed, SLICE, ("rescaled", "fitted")) for task, seed in every),
+            *(of(task, seed, "full", ABLATIONS) for task, seed in every),
+        ]
+    return [
+        *first,
+        *(of(task, 0, SLICE, ("rescaled", "fitted")) for task in tasks),
+        *(of(task, 0, "full", ("nps:magnitude", "nps:magnitude*kind", "salient")) for task in tasks),
+        *(of(task, seed, "full", ("nps:magnitude*kind",)) for task, seed in every if seed),
+    ]
+
+
+def store(results: Path, suite: str) -> Store:
+    return Store(results / f"slim_{suite}.jsonl")
+
+
+def run(suite: str, cells: Store, workers: int, zoo: Path, results: Path, minutes: float | None) -> None:
+    """Measures what is not stored."""
+    begun = time.perf_counter()
+    todo = [[c for c in group if c.key not in cells.cells] for group in groups(suite)]
+    # A fine-tune's own score is in the first of its groups.
+    queue = [group for group in todo if any(c.method != "none" for c in group)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
+        pending: set[Future[list[dict[str, Any]]]] = set()
+        while queue or pending:
+            late = minutes is not None and time.perf_counter() - begun > 60 * minutes
+            while queue and len(pending) < workers and not late:
+                pending.add(pool.submit(_measured, _open(queue.pop(0), cells), zoo, results))
+            if not pending:
+                return
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                for cell in future.result():
+                    cells.add(cell)
+                    _say(cell, begun, len(queue))
+
+
+def _open(group: list[Cell], cells: Store) -> list[Cell]:
+    return [c for c in group if c.key not in cells.cells]
+
+
+def _measured(group: list[Cell], zoo: Path, results: Path) -> list[dict[str, Any]]:
+    return list(measure(group, zoo, results)) if group else []
+
+
+def _say(cell: dict[str, Any], begun: float, left: int) -> None:
+    print(
+        f"{(time.perf_counter() - begun) / 60:5.1f} min  {cell['task']:10} {cell['tuned']:18} seed {cell['seed']} "
+        f"keep {cell['keep']:<6g} {TITLES[cell['method']]:34} test {cell['test']:.3f}, {cell['seconds']:.0f} s; {left} groups",
+        flush=True,
+        file=sys.stderr,
+    )

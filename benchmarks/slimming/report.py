@@ -1,0 +1,85 @@
+"""What the stored cells show: the share of the fine-tune's accuracy that is left, with its spread; verdicts on the goals."""
+
+from collections import defaultdict
+from statistics import mean, stdev
+from typing import Any
+
+from slimming.cells import CODED, TITLES
+from slimming.plan import KEEPS
+
+Cells = list[dict[str, Any]]
+GOALS = {0.04: 0.99, 0.01: 0.99, 0.003: 0.90}  # of the fine-tune's accuracy
+BITS = 0.25  # for each parameter, at keep 0.01
+
+
+def markdown(suite: str, cells: Cells) -> str:
+    """Tables of one suite, as far as its cells go."""
+    out = [f"### {suite}", ""]
+    for tuned in dict.fromkeys(c["tuned"] for c in cells):
+        table = kept(cells, tuned)
+        keeps = KEEPS[suite]
+        out += [f"Share of the fine-tune's test accuracy that is left, percent; tuned: {tuned}.", ""]
+        out += ["| method | " + " | ".join(f"keep {k:g}" for k in keeps) + " |", "|---|" + "---:|" * len(keeps)]
+        for method, title in TITLES.items():
+            if any((method, k) in table for k in keeps):
+                out.append(f"| {title} | " + " | ".join(_share(table.get((method, k), [])) for k in keeps) + " |")
+        out.append("")
+    out += [*_coded(suite, cells), ""]
+    out += ["| goal | measured | met |", "|---|---|---|"]
+    out += [f"| {what} | {value} | {'yes' if met else 'no'} |" for what, value, met in verdicts(suite, cells)]
+    return "\n".join(out) + "\n"
+
+
+def kept(cells: Cells, tuned: str) -> dict[tuple[str, float], list[float]]:
+    """Accuracy over that of the fine-tune, by method and keep; one number for each task and seed."""
+    whole = {(c["task"], c["seed"]): c["test"] for c in cells if c["method"] == "none" and c["tuned"] == tuned}
+    out: dict[tuple[str, float], list[float]] = defaultdict(list)
+    for c in cells:
+        if c["tuned"] == tuned and c["method"] != "none" and (c["task"], c["seed"]) in whole:
+            out[c["method"], c["keep"]].append(c["test"] / whole[c["task"], c["seed"]])
+    return out
+
+
+def verdicts(suite: str, cells: Cells) -> list[tuple[str, str, bool]]:
+    """(goal, what was measured, whether it is met), of what there is."""
+    table, out = kept(cells, "full"), []
+    for keep, share in GOALS.items():
+        if found := table.get(("fitted", keep)):
+            out.append((f"fitted at keep {keep:g}: at least {100 * share:g} %", _share(found), mean(found) >= share))
+    for keep in KEEPS[suite]:
+        others = {m: table[m, keep] for m in ("magnitude", "rescaled", "dare") if (m, keep) in table}
+        if others and (ours := table.get(("fitted", keep))):
+            best = max(others, key=lambda m: mean(others[m]))
+            spread = _spread(others[best]) + _spread(ours)
+            what = f"fitted not below {TITLES[best]} at keep {keep:g} by more than their spread"
+            out.append((what, f"{_share(ours)} against {_share(others[best])}", mean(ours) >= mean(others[best]) - spread))
+    bits = [c["coded"]["int8"]["bits_per_parameter"] for c in cells if c["method"] == "fitted" and c["keep"] == 0.01]
+    if bits:
+        out.append((f"at most {BITS} bits for each parameter at keep 0.01 (int8)", f"{max(bits):.3f}", max(bits) <= BITS))
+    return out
+
+
+def _coded(suite: str, cells: Cells) -> list[str]:
+    """Bits and accuracy by value type."""
+    out = ["| fitted, values stored as | " + " | ".join(f"keep {k:g}: bits, share left" for k in KEEPS[suite]) + " |"]
+    out.append("|---|" + "---:|" * len(KEEPS[suite]))
+    whole = {(c["task"], c["seed"], c["tuned"]): c["test"] for c in cells if c["method"] == "none"}
+    for kind in CODED:
+        row = []
+        for keep in KEEPS[suite]:
+            found = [c for c in cells if c["method"] == "fitted" and c["keep"] == keep and c["tuned"] == "full"]
+            shares = [c["coded"][kind]["test"] / whole[c["task"], c["seed"], c["tuned"]] for c in found]
+            bits = [c["coded"][kind]["bits_per_parameter"] for c in found]
+            row.append(f"{mean(bits):.3f}, {_share(shares)}" if found else "-")
+        out.append(f"| {kind} | " + " | ".join(row) + " |")
+    return out
+
+
+def _share(found: list[float]) -> str:
+    if not found:
+        return "-"
+    return f"{100 * mean(found):.1f} ± {100 * _spread(found):.1f}" + (f" ({len(found)})" if len(found) < 9 else "")
+
+
+def _spread(found: list[float]) -> float:
+    return stdev(found) if len(found) > 1 else 0.0
