@@ -385,3 +385,64 @@ def test_killed_at_any_moment_the_old_one_is_whole(tmp_path: Path) -> None:
     assert left > 3  # it was killed in the midst of writing
     put(out, MADE, overwrite=True)
     assert listed(tmp_path) == ["out"]
+
+
+def sentence_model(folder: Path, *paths: Any) -> Path:
+    """A base as sentence-transformers saves one."""
+    put(folder, MADE, files={"config.json": b"{}", "modules.json": json.dumps([{"idx": 0, "path": p} for p in paths]).encode()})
+    return folder
+
+
+def copied(source: Path, out: Path, **settings: Any) -> list[Path]:
+    return put(out, MADE, source=source, **settings)
+
+
+def test_folders_of_modules_travel_along(tmp_path: Path) -> None:
+    source = sentence_model(tmp_path / "in", "", "1_Pooling", "2_Normalize", "3_Gone")
+    (source / "1_Pooling").mkdir(), (source / "2_Normalize").mkdir(), (source / "notes").mkdir()
+    (source / "1_Pooling" / "config.json").write_text('{"pooling": "mean"}')
+    (source / "notes" / "mine.txt").write_text("mine")
+    for overwrite in (False, True, True):  # what was written so may be written over
+        written = copied(source, tmp_path / "out", overwrite=overwrite)
+        assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == '{"pooling": "mean"}'
+        assert (tmp_path / "out" / "config.json").read_text() == "{}"
+        assert listed(tmp_path / "out") == ["1_Pooling", "config.json", "model.safetensors", "modules.json"]
+        assert tmp_path / "out" / "1_Pooling" / "config.json" in written and all(path.is_file() for path in written)
+    (tmp_path / "out" / "1_Pooling" / "weights.bin").touch()
+    with pytest.raises(FileExistsError, match=r"holds folders \(1_Pooling\)"):
+        copied(source, tmp_path / "out", overwrite=True)
+
+
+def test_weights_of_modules_are_left_out_and_told(tmp_path: Path) -> None:
+    source = sentence_model(tmp_path / "in", "", "2_Dense")
+    (source / "2_Dense").mkdir()
+    for name in ("config.json", "model.safetensors", "a.index.json", "\x1b.py"):
+        (source / "2_Dense" / name).write_text("{}")
+    with pytest.warns(
+        UserWarning, match=r"2_Dense holds '\\x1b\.py', 'a\.index\.json', 'model\.safetensors', which is not copied: no text"
+    ):
+        copied(source, tmp_path / "out")
+    assert listed(tmp_path / "out" / "2_Dense") == ["config.json"]
+
+
+@pytest.mark.parametrize("path", ["../other", "/tmp", "..", ".", "a/b", "a\\b", ".git", "\x1b[31m", 7, None])
+def test_modules_elsewhere_are_refused(tmp_path: Path, path: Any) -> None:
+    source = sentence_model(tmp_path / "in", "", path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "secret.json").write_text("{}")
+    said = "path escape: a module is said to be in" if isinstance(path, str) else "no list of modules with a path each"
+    with pytest.raises(DeltaError, match=said) as caught:
+        copied(source, tmp_path / "out")
+    assert str(caught.value).isprintable() and not (tmp_path / "out").exists()
+
+
+def test_links_out_of_a_module_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "secret.json").write_text("{}")
+    source = sentence_model(tmp_path / "in", "1_Pooling")
+    (source / "1_Pooling").symlink_to(tmp_path / "other")
+    with pytest.raises(DeltaError, match=r"path escape: .*secret\.json is a link to"):
+        copied(source, tmp_path / "out")
+    (source / "modules.json").write_text("{")
+    with pytest.raises(DeltaError, match=r"modules\.json is no JSON"):
+        copied(source, tmp_path / "out")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from paring.delta.checkpoint.companions import companions, is_weights
+from paring.delta.checkpoint.companions import companions, in_modules, is_text, is_weights, module_folders
 from paring.delta.checkpoint.header import METADATA, make_header
 from paring.delta.checkpoint.tensorinfo import TensorInfo, raw_bytes
 from paring.delta.errors import DeltaError
@@ -71,7 +71,8 @@ def write_checkpoint(
         shard_bytes: the most bytes of tensors in a file, where more than one is in it. One file is ``model.safetensors``,
             several have an index. A single file ``out`` is not split.
         metadata: texts in each file's header.
-        source: a folder whose other files (configuration, tokenizer, …; see ``companions``) are copied; not to a single file.
+        source: a folder whose other files (configuration, tokenizer, …; see ``companions``) are copied, with the texts in
+            folders of a sentence-transformers model's modules; not to a single file.
         overwrite: whether an old ``out`` is replaced, in one step, when the new one is whole.
         files: further files of the folder, name -> content; they come before those of ``source``.
         ahead: so many tensors are asked for in threads while another is written; each of their pieces has memory of its own.
@@ -97,18 +98,21 @@ def write_checkpoint(
         refuse_foreign(out)
     laid, extra = lay_out(planned, shard_bytes, metadata)
     extra |= files or {}
-    copies = [path for path in (companions(source) if source else []) if path.name not in extra]
+    copies = {p.name: p for p in (companions(source) if source else []) if p.name not in extra}
+    if source and copies:
+        copies |= {str(path.relative_to(source)): path for path in in_modules(source)}
     num_bytes = sum(file.num_bytes for file in laid)
-    refuse_no_room(out, num_bytes + sum(map(len, extra.values())) + sum(path.stat().st_size for path in copies))
+    refuse_no_room(out, num_bytes + sum(map(len, extra.values())) + sum(path.stat().st_size for path in copies.values()))
     with replacing_folder(out, overwrite) as folder:
-        for path in copies:
-            shutil.copyfile(path, folder / path.name)
+        for name, path in copies.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
         for name, text in extra.items():
             assert name == Path(name).name
             (folder / name).write_bytes(text)
         for file in laid:
             _write(folder / file.name, file.header, file.order, content, ahead)
-    return [out / name for name in [*(file.name for file in laid), *extra, *(path.name for path in copies)]]
+    return [out / name for name in [*(file.name for file in laid), *extra, *copies]]
 
 
 def plan(tensors: Sequence[Named], shard_bytes: int) -> list[list[Named]]:
@@ -231,9 +235,10 @@ def _refuse_folder(out: Path) -> None:
 
 
 def refuse_foreign(out: Path) -> None:
-    """That overwriting removes a checkpoint, not someone's work: no folders inside, and weights, or nothing at all."""
+    """That overwriting removes a checkpoint, not someone's work: weights, and no folders but those we write; or nothing."""
     inner = sorted(out.iterdir()) if out.is_dir() else []
-    folders = [path.name for path in inner if path.is_dir() and path.name != ".cache"]  # the hub's tools leave that one
+    ours = {path.name for path in module_folders(out) if all(is_text(p) for p in path.iterdir())} if inner else set()
+    folders = [p.name for p in inner if p.is_dir() and p.name not in {*ours, ".cache"}]  # the hub's tools leave that one
     if folders or (inner and not any(is_weights(path) for path in inner)):
         what = f"folders ({', '.join(folders[:5])})" if folders else "files but no weights"
         raise FileExistsError(f"{out} holds {what}, which overwriting it would remove; take another name, or remove it first")
