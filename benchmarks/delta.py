@@ -52,15 +52,15 @@ def finished(path: Path) -> bool:
         return False
     rec = record.read(path)
     if earlier(rec):
-        print(f"{path.stem}: was measured by an earlier version, with the start of processes in it; anew")
+        print(f"{path.stem}: was measured by an earlier version, not all that is measured now; anew")
         return False
     print(f"{path.stem}: finished on {rec['date']}; --again measures it anew")
     return True
 
 
 def earlier(rec: Record) -> bool:
-    """Whether a record of commands is from before their work was timed apart from their processes."""
-    return "rounds" in rec and "work_s" not in rec["rounds"][0]["diff"]
+    """Whether a record of commands is from before their work was timed apart from their processes, or both ways of `diff`."""
+    return "rounds" in rec and ("work_s" not in rec["rounds"][0]["diff"] or "diff plain" not in rec["rounds"][0])
 
 
 def run(part: str, args: argparse.Namespace, work: Path, path: Path) -> None:

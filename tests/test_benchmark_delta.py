@@ -126,7 +126,7 @@ def test_ratios_are_taken_round_by_round(bench: ModuleType) -> None:
     assert summary["diff"]["ratios"] == [2, 3, 4] and summary["diff"]["ratio"] == 3
     assert summary["apply"]["work_s"] == 6 and summary["around_s"] == 1 and summary["apply"]["cpu_beyond_start_s"] == 0.5
     verdicts = report.command_verdicts(record)
-    assert [v["met"] for v in verdicts] == [True] * 6 and verdicts[3]["limit"] == 700_000_000
+    assert [v["met"] for v in verdicts] == [True] * 8 and verdicts[4]["limit"] == 700_000_000
     swaps = [{"weights": "fp32", "places": "blocks", "num_entries": 4, "swap_s": [4, 6], "write_s": [2, 1], "same_bits": True}]
     assert report.summarize_swaps(swaps)[0]["ratio"] == 4
     assert report.swap_verdicts({"summary": report.summarize_swaps(swaps)})[0]["met"] is False
@@ -155,12 +155,14 @@ def test_everything_once(
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"delta_{n}.json" for n in ("commands_tiny", "sizes", "swaps")}
     record = json.loads((tmp_path / "out" / "delta_commands_tiny.json").read_text())
     assert record["same_bits"] is True and len(record["rounds"]) == 1
+    assert record["rounds"][0]["diff plain"]["output_bytes"] > record["rounds"][0]["diff"]["output_bytes"]
     assert record["rounds"][0]["apply"]["output_bytes"] == record["rounds"][0]["fingerprint"]["input_bytes"]
     swaps = json.loads((tmp_path / "out" / "delta_swaps.json").read_text())
     assert all(s["same_bits"] for s in swaps["summary"]) and len(swaps["summary"]) == 4
     capsys.readouterr()
     assert bench.main([*options, "--table"]) == 0
-    assert "| diff |" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "| diff |" in told and "| diff --compression none |" in told
     assert bench.main(options) == 0
     assert "finished on" in capsys.readouterr().out
 

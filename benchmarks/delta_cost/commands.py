@@ -21,7 +21,8 @@ from delta_cost.record import Record
 from paring.delta.checkpoint.fingerprint import fingerprint
 from paring.delta.checkpoint.read import open_checkpoint
 
-COMMANDS = ("diff", "apply", "fingerprint")
+COMMANDS = ("diff", "diff plain", "apply", "fingerprint")
+TITLES = {"diff plain": "diff --compression none"}
 _START = """
 import sys, time
 import paring.delta.diff, paring.delta.files, paring.delta.patch
@@ -62,17 +63,22 @@ def run(name: str, rounds: int, work: Path, path: Path) -> Record:
 
 def one_round(base: Path, tuned: Path, folder: Path, number: int) -> Record:
     delta, applied, scratch = folder / "tuned.delta.safetensors", folder / "applied", folder / "floor"
+    plain = folder / "plain.delta.safetensors"
     shutil.rmtree(applied, ignore_errors=True)
     found: Record = {"start": asdict(_python(_START + _END))}
-    # apply reads what diff wrote; the fingerprint stands before, between or after them.
+    # apply reads what diff wrote; the others stand before, between or after them.
     order = ["diff", "apply"]
     order.insert(number % 3, "fingerprint")
+    order.insert(number % 4, "diff plain")
     for command in order:
         arguments, inputs, outputs = {
-            "diff": ([_PARING, "diff", base, tuned, delta, "--overwrite"], [base, tuned], [delta]),
+            "diff": ([_PARING, "diff", base, tuned, delta], [base, tuned], [delta]),
+            "diff plain": ([_PARING, "diff", base, tuned, plain, "--compression", "none"], [base, tuned], [plain]),
             "apply": ([_PARING, "apply", base, delta, applied], [base, delta], [applied]),
             "fingerprint": ([_FINGERPRINT, base], [base], []),
         }[command]
+        for old in outputs if command != "apply" else ():
+            old.unlink(missing_ok=True)
         os.sync()  # nobody else's bytes are on their way to the disk
         took = _python(*map(str, arguments))
         num_bytes = sum(p.stat().st_size for p in weights(outputs))
@@ -80,6 +86,7 @@ def one_round(base: Path, tuned: Path, folder: Path, number: int) -> Record:
         read_s, write_s = floor_s(weights(inputs), scratch, num_bytes)
         found[command] = asdict(took) | {"floor_read_s": read_s, "floor_write_s": write_s, "output_bytes": num_bytes}
         found[command]["input_bytes"] = sum(p.stat().st_size for p in weights(inputs))
+        plain.unlink(missing_ok=True)
     return found
 
 
@@ -101,5 +108,6 @@ def _python(code: str, *arguments: str) -> Measured:
 
 def _line(found: Record) -> str:
     return (
-        ", ".join(f"{c} {found[c]['work_s']:.2f} s" for c in COMMANDS) + f" in a process of {found['start']['around_s']:.2f} s"
+        ", ".join(f"{TITLES.get(c, c)} {found[c]['work_s']:.2f} s" for c in COMMANDS)
+        + f" in a process of {found['start']['around_s']:.2f} s"
     )

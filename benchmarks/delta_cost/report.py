@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import Any
 
-from delta_cost.commands import COMMANDS
+from delta_cost.commands import COMMANDS, TITLES
 from delta_cost.record import Record
 from delta_cost.sizes import VALUES
 
@@ -42,8 +42,8 @@ def summarize_commands(record: Record) -> dict[str, Any]:
 
 def command_verdicts(record: Record) -> list[dict[str, Any]]:
     summary, limit = record["summary"], memory_limit(record["settings"]["largest_bytes"])
-    out = [verdict(f"{c}: wall / floor", summary[c]["ratio"], WALL) for c in COMMANDS]
-    out += [verdict(f"{c}: peak anonymous bytes", summary[c]["anonymous_bytes"], limit) for c in COMMANDS]
+    out = [verdict(f"{TITLES.get(c, c)}: wall / floor", summary[c]["ratio"], WALL) for c in COMMANDS]
+    out += [verdict(f"{TITLES.get(c, c)}: peak anonymous bytes", summary[c]["anonymous_bytes"], limit) for c in COMMANDS]
     return out
 
 
@@ -68,7 +68,7 @@ def commands_table(record: Record) -> str:
     for c in COMMANDS:
         s = summary[c]
         lines.append(
-            f"| {c} | {s['input_bytes'] / MB:,.0f} | {s['output_bytes'] / MB:,.0f} | {s['work_s']:.2f} | "
+            f"| {TITLES.get(c, c)} | {s['input_bytes'] / MB:,.0f} | {s['output_bytes'] / MB:,.0f} | {s['work_s']:.2f} | "
             f"{s['floor_s']:.2f} | {s['ratio']:.2f} | {s['anonymous_bytes'] / MB:,.0f} (≤ {limit / MB:,.0f}) |"
         )
     return "\n".join(lines)
