@@ -111,19 +111,7 @@ def prune_nps(
     Raises:
         ValueError: a setting. DeltaError: the model is another base, the task vector is zero, or no score was a number.
     """
-    check_keep(keep)
-    if how.saliency and gradients is None:
-        raise ValueError(f"saliency is {how.saliency:g} and no gradients are given; expected what paring.slim.saliency finds")
-    count = num_kept(keep, num_entries(vector))
-    cut = SUBSPACES[how.subspaces](vector, how.parts, keep)
-    nonzero = sum(int(tau.count_nonzero()) for _, tau in flats(vector))
-    if not nonzero:
-        raise DeltaError("the task vector is zero everywhere: there is nothing to keep")
-    if len(cut.names) > nonzero:
-        raise ValueError(f"{len(cut.names)} subspaces for {nonzero:,} entries that are not zero; expected no more")
-    matters = {name: f**how.saliency for name, f in (gradients or {}).items()} if how.saliency else None
-    pool = Pool(vector, cut, count, matters)
-    scale = _restoring(vector, pool, cut)
+    cut, pool, scale = pooled(vector, keep, how, gradients)
     identity = {"base": vector.base.total, "norm": vector.norm(), "keep": keep, "subspaces": how.subspaces, "most": how.most}
     if how.saliency:
         identity["saliency"] = how.saliency
@@ -133,8 +121,8 @@ def prune_nps(
         result = search(
             score if workers is None else stack.enter_context(workers.executor(vector, pool, scale)),
             len(cut.names),
-            _starts(cut, how, scale, keep),
-            _settings(settings, how, cut, scale, keep),
+            starts(cut, how, scale, keep),
+            bounded(settings, how, cut, scale, keep),
             folder=folder,
             problem={**identity, **(problem or {})},
             report=report,
@@ -154,6 +142,25 @@ def prune_nps(
     return Slimmed(TaskVector(pruned.changes, vector.base, vector.removed, facts), by_name, result)
 
 
+def pooled(
+    vector: TaskVector, keep: float, how: Nps, gradients: Mapping[str, Tensor] | None = None
+) -> tuple[Subspaces, Pool, float]:
+    """The subspaces, the entries that candidates may keep, and s, by which coefficients x become weights; as ``prune_nps``."""
+    check_keep(keep)
+    if how.saliency and gradients is None:
+        raise ValueError(f"saliency is {how.saliency:g} and no gradients are given; expected what paring.slim.saliency finds")
+    count = num_kept(keep, num_entries(vector))
+    cut = SUBSPACES[how.subspaces](vector, how.parts, keep)
+    nonzero = sum(int(tau.count_nonzero()) for _, tau in flats(vector))
+    if not nonzero:
+        raise DeltaError("the task vector is zero everywhere: there is nothing to keep")
+    if len(cut.names) > nonzero:
+        raise ValueError(f"{len(cut.names)} subspaces for {nonzero:,} entries that are not zero; expected no more")
+    matters = {name: f**how.saliency for name, f in (gradients or {}).items()} if how.saliency else None
+    pool = Pool(vector, cut, count, matters)
+    return cut, pool, _restoring(vector, pool, cut)
+
+
 def pruned_by(vector: TaskVector, pool: Pool, chosen: Selection) -> TaskVector:
     """A task vector with the entries that were chosen; new tensors travel along."""
     changes = {name: lazy for name, lazy in vector.changes.items() if lazy.kind == "new"}
@@ -169,15 +176,17 @@ def _restoring(vector: TaskVector, pool: Pool, cut: Subspaces) -> float:
     return vector.norm() / left
 
 
-def _starts(cut: Subspaces, how: Nps, scale: float, keep: float) -> dict[str, list[float]]:
+def starts(cut: Subspaces, how: Nps, scale: float, keep: float) -> dict[str, list[float]]:
+    """The coefficients x that a search begins with, by name."""
     m = len(cut.names)
-    starts = {"rescaled magnitude": [1.0] * m, "magnitude": [1.0 / scale] * m}
+    found = {"rescaled magnitude": [1.0] * m, "magnitude": [1.0 / scale] * m}
     if how.subspaces == "random":
-        starts["dare"] = [1.0 / (keep * scale)] + [0.0] * (m - 1)
-    return starts
+        found["dare"] = [1.0 / (keep * scale)] + [0.0] * (m - 1)
+    return found
 
 
-def _settings(settings: SearchSettings | None, how: Nps, cut: Subspaces, scale: float, keep: float) -> SearchSettings:
+def bounded(settings: SearchSettings | None, how: Nps, cut: Subspaces, scale: float, keep: float) -> SearchSettings:
+    """The settings of a search, with the bounds of each x."""
     bounds = [(0.0, how.most)] * len(cut.names)
     if how.subspaces == "random":
         bounds[0] = (0.0, max(how.most, 1.5 / (keep * scale)))
