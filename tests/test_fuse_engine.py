@@ -193,6 +193,26 @@ def test_gradients_over_the_layers_and_filters(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, before[name] + w * (after[name] - before[name]), rtol=1e-6, atol=1e-7)
 
 
+def test_what_stands_nearer_to_the_model_counts_more(tmp_path: Path) -> None:
+    paths = family(tmp_path, 2)
+    sources = [{"model": p, "layer_range": [0, 2]} for p in paths]
+    sources[1]["parameters"] = {"weight": [{"filter": "mlp", "value": 1.0}]}
+    config = {
+        "merge_method": "task_arithmetic",
+        "base_model": paths[0],
+        "slices": [{"sources": sources, "parameters": {"weight": [{"filter": "q_proj", "value": 0.5}]}}],
+        "parameters": {"weight": 0.25},
+    }
+    fuse(write(tmp_path, config), tmp_path / "out")
+    base, one, two, out = (whole(p) for p in (*paths, tmp_path / "out"))
+    for name in out:
+        others = 0.5 if "q_proj" in name else 0.25
+        expected = (
+            base[name] + (1.0 if "mlp" in name else others) * (one[name] - base[name]) + others * (two[name] - base[name])
+        )
+        torch.testing.assert_close(out[name], expected, rtol=1e-6, atol=1e-7)
+
+
 def test_runs_of_layers(tmp_path: Path) -> None:
     paths = family(tmp_path, 2)
     slices: list[dict[str, Any]] = [
@@ -367,24 +387,29 @@ def test_a_library_that_is_not_there_is_not_loaded(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, "fuse", str(config), str(tmp_path / "out")], check=True)
 
 
-SLOWLY = """
+HELD = """
 import os, sys, time
-from paring.fuse import output
+from paring.fuse import engine, output
 from paring.cli.main import main
-write = output.Output.write
-def slowly(self, name, tensor):
+begin, write, runners, written = engine.Runner.run, output.Output.write, [], []
+def run(self, *arguments):
+    runners.append(self)
+    begin(self, *arguments)
+def held(self, name, tensor):
     write(self, name, tensor)
+    written.append(name)
     os.write(1, name.encode() + b"\\n")
-    time.sleep(0.2)
-output.Output.write = slowly
-sys.exit(main(sys.argv[1:]))
+    while len(written) >= int(sys.argv[1]) and not (os.path.exists(sys.argv[2]) or runners[0]._stop.is_set()):
+        time.sleep(0.01)
+engine.Runner.run, output.Output.write = run, held
+sys.exit(main(sys.argv[3:]))
 """
 
 
-def started(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def held(after: int, go: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A merge that waits, when it has written ``after`` tensors, until the file ``go`` is there or it is interrupted."""
+    command = [sys.executable, "-c", HELD, str(after), str(go), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -393,7 +418,7 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals) -> N
     config = write(tmp_path, weighted(paths, "dare_ties", density=0.5))
     fuse(config, tmp_path / "whole", shard_bytes=20_000)
     arguments = ["fuse", str(config), str(out), "--shard-size", "20KB"]
-    process = started(*arguments)
+    process = held(6, tmp_path / "never", *arguments)
     assert process.stdout
     names = [process.stdout.readline().strip() for _ in range(6)]
     process.send_signal(how)
@@ -401,7 +426,7 @@ def test_a_run_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals) -> N
     assert process.returncode == (-9 if how == signal.SIGKILL else 130)
     assert not out.exists() and hidden(out).is_dir()
     done = [json.loads(line) for line in (hidden(out) / "journal.jsonl").read_text().splitlines()[1:]]
-    assert {d["tensor"] for d in done} >= set(names) - {names[-1]}
+    assert {d["tensor"] for d in done} >= set(names) and len(done) < len(whole(tmp_path / "whole"))
     # One finished tensor is damaged, and the journal's last line cut: both are made again.
     victim = done[0]["tensor"]
     shard = next(p for p in hidden(out).glob("*.safetensors") if victim in header(p))
@@ -425,7 +450,7 @@ def header(path: Path) -> dict[str, Any]:
 def test_another_run_does_not_take_up_what_is_not_its_own(tmp_path: Path) -> None:
     paths, out = family(tmp_path, 1), tmp_path / "out"
     config = write(tmp_path, weighted(paths))
-    process = started("fuse", str(config), str(out))
+    process = held(1, tmp_path / "never", "fuse", str(config), str(out))
     assert process.stdout
     process.stdout.readline()
     process.kill()
@@ -439,11 +464,12 @@ def test_another_run_does_not_take_up_what_is_not_its_own(tmp_path: Path) -> Non
 def test_two_processes_do_not_write_the_same(tmp_path: Path) -> None:
     paths, out = family(tmp_path, 1), tmp_path / "out"
     config = write(tmp_path, weighted(paths))
-    process = started("fuse", str(config), str(out))
+    process = held(1, tmp_path / "go", "fuse", str(config), str(out))
     assert process.stdout
     process.stdout.readline()
     with pytest.raises(OSError, match="another process is writing .*out; wait for it"):
         fuse(config, out)
+    (tmp_path / "go").touch()
     process.communicate()
     assert process.returncode == 0 and out.is_dir() and not hidden(out).exists()
 
