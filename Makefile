@@ -3,7 +3,7 @@
 #   make test        ruff, types, tests
 #   make bench-tune     cost of tuning: paring and its peers, interleaved (about an hour on 2 cores)
 #   make bench-quality  whether slices learn as well as LoRA, SHiRA, MiSS and full fine-tuning (about two hours)
-#   make bench-delta    time, memory and size of deltas (about 8 minutes on 2 cores)
+#   make bench-delta    time, memory and size of deltas (about 10 minutes on 2 cores)
 #   make bench-fuse     time and memory of merges (about 10 minutes on 2 cores); MERGEKIT=/path/to/its/python beside mergekit's
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 

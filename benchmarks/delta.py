@@ -1,6 +1,6 @@
 """What deltas cost: time and memory of the commands beside the raw floor, bits a parameter, time of a swap.
 
-    python benchmarks/delta.py                        everything; about 8 minutes on 2 cores, resumable
+    python benchmarks/delta.py                        everything; about 10 minutes on 2 cores, resumable
     python benchmarks/delta.py --parts commands --sizes 250M --again
     python benchmarks/delta.py --table                Markdown of what benchmarks/results holds; runs nothing
 

@@ -23,7 +23,7 @@ def add_parsers(subparsers: Any) -> None:
     diff.add_argument("out", metavar="OUT", help="a new file, usually ….delta.safetensors; with --shard-size a new folder")
     diff.add_argument("--values", choices=_VALUES, default="exact", help="how differences are stored (exact)")
     diff.add_argument("--group", type=int, default=0, metavar="N", help="values that share a scale in int8, int4, sign (all)")
-    diff.add_argument("--compression", choices=("zstd", "none"), default="zstd", help="none: a larger file, sooner (zstd)")
+    diff.add_argument("--compression", choices=("zstd", "none"), default="zstd", help="none: plain bytes, a larger file (zstd)")
     diff.add_argument("--allow", choices=("removed", "reshaped"), nargs="+", default=[], help="what may happen to tensors")
     diff.add_argument("--licence", metavar="TEXT", help="kept with the delta")
     diff.add_argument("--fact", action="append", default=[], metavar="KEY=TEXT", help="kept with the delta; may be repeated")

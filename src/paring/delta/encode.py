@@ -49,8 +49,7 @@ def encode(change: Change, values: str, group: int, where: str, compression: str
     Args:
         values, group: how differences in numbers are stored, see ``save_delta``; exact and new ones have their own.
         where: names the tensor in errors.
-        compression: "none": nothing is compressed, and of exact differences everywhere zeros are not left out either, which
-            would take as long as writing them.
+        compression: "none": nothing is compressed, and of exact differences everywhere zeros are not left out either.
     """
     stored: dict[str, Tensor] = {}
     parts: dict[str, Part] = {}

@@ -57,8 +57,8 @@ def save_delta(
         values: how differences in numbers are stored: "fp32", "bf16", "fp16", "int8", "int4" or "sign". Exact differences,
             new tensors and factors of low rank (an imported LoRA's) stay as they are.
         group: that many consecutive values share a scale (int8, int4, sign); 0: all of a tensor.
-        compression: "zstd", or "none": a file several times as large (exact differences as large as the tensors they change)
-            in about half the time.
+        compression: "zstd", or "none" for plain bytes, which need no Zstandard to be read: exact differences as large as the
+            tensors they change. To write these takes as long as compressing them, or longer.
         shard_bytes: the most bytes of a file, where more than one tensor is in it; None: one file.
         overwrite: whether something at ``path`` may be replaced.
 
