@@ -34,13 +34,13 @@ def test_two_tasks_of_one_base(of: Tuned, other: Path, tmp_path: Path, capsys: p
     bank = tmp_path / "bank"
     rows = ["--calibration", f"words={of.calibration}", "--test", f"words={of.test}"]
     given = [f"words={of.folder}", str(other), "--bank", str(bank), "--base", str(of.base), *rows]
-    assert main(["slim", *given, "--keep", "0.05", "--budget", "14", "--values", "int8"]) == 0
+    assert main(["slim", *given, "--keep", "0.05", "--steps", "20", "--values", "int8"]) == 0
     said = capsys.readouterr().out
     record = json.loads((bank / "slim.json").read_text())
     assert set(record["tasks"]) == {"words", "other"}
     words, plain = record["tasks"]["words"], record["tasks"]["other"]
-    # With rows by search and scored; without them neither.
-    assert words["method"] == "nps" and words["scores"].keys() == {"calibration", "test"}
+    # With rows refitted and scored; without them neither.
+    assert words["method"] == "fitted" and words["scores"].keys() == {"calibration", "test"}
     assert plain["method"] == "rescaled" and plain["scores"] == {}
     assert "What the task loses by it is not known without data" in said
 
@@ -60,7 +60,7 @@ def test_two_tasks_of_one_base(of: Tuned, other: Path, tmp_path: Path, capsys: p
     assert opened.list() == ["other", "words"]
     with opened.use("words"):
         small = paring.load_delta(bank / "words.delta.safetensors")
-        assert small.facts["method"] == "nps" and small.facts["scores"]["test"] == score
+        assert small.facts["method"] == "fitted" and small.facts["scores"]["test"] == score
     opened.close()
     assert main(["bank", "verify", str(bank), "--base", str(of.base)]) == 0
     assert main(["slim", *given, "--keep", "0.05"]) == 2

@@ -35,8 +35,8 @@ def test_an_image_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         *rows,
         "--keep",
         "0.3",
-        "--budget",
-        "8",
+        "--steps",
+        "3",
     ]
     capsys.readouterr()
     # Tensors of this model have other names on disk than in memory; without rows, too.

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from paring.recipes.slim.settings import SlimSettings
 from slim_task import Tuned, tuned
 from small_text import save_base, texts, tokenizer, write_rows
 
-FEW = ("--keep", "0.03", "--budget", "20")
+FEW = ("--method", "nps", "--keep", "0.03", "--budget", "20")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -53,26 +54,44 @@ def accuracy(of: Tuned, delta: Path, rows: Path) -> float:
 
 def test_from_a_run_to_a_slim_file(of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, before = tmp_path / "small.delta.safetensors", of.delta.read_bytes()
-    assert main(of.slim(out, *FEW, "--test", str(of.test), "--values", "int8")) == 0
+    hard = ("--method", "nps", "--keep", "0.01", "--budget", "20")
+    assert main(of.slim(out, *hard, "--test", str(of.test), "--values", "int8")) == 0
     said = capsys.readouterr().out
     small = paring.load_delta(out)
-    assert small.facts["method"] == "nps" and small.facts["keep"] == 0.03 and small.facts["objective"] == "loss"
+    assert small.facts["method"] == "nps" and small.facts["keep"] == 0.01 and small.facts["objective"] == "loss"
     assert small.facts["calibration"]["rows"] == 60 and small.facts["tried"] == ["nps magnitude"]
     whole = paring.load_delta(of.delta)
     entries = sum(whole.changes[n].shape.numel() for n in whole)
     kept = sum(small.change(n).places.count for n in small)
-    assert kept == -(-3 * entries // 100)
+    assert kept == -(-entries // 100)
     assert f"Kept {kept:,} of {entries:,} entries (nps magnitude)" in said
-    assert re.search(r"nps magnitude, keep 0\.03 +20 of 20   best loss 0\.\d{4} \(.+\)   0 s left", said)
+    assert re.search(r"nps magnitude, keep 0\.01 +20 of 20   best loss 0\.\d{4} \(.+\)   0 s left", said)
     # The score that is said is that of the file, and the fine-tune's that of its own.
     score, fine = accuracy(of, out, of.test), accuracy(of, of.delta, of.test)
     assert small.facts["scores"]["test"] == score and small.facts["tuned_scores"]["test"] == fine
     assert fine == json.loads((of.folder / "results.json").read_text())["scores"].get("test", fine)
     assert f"Test accuracy {score:.4f}, the fine-tune's {fine:.4f} ({100 * score / fine:.1f} % of it)" in said
-    assert 0.6 < score <= fine + 0.1  # of three classes
+    assert 0.5 < score < fine  # of three classes
     assert of.delta.read_bytes() == before
-    assert main(of.slim(out, *FEW)) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert main(of.slim(out, *hard)) == 2
+    refused = capsys.readouterr()
+    assert "is there already" in refused.err and refused.out == ""  # before anything is searched
+
+
+def test_scores_are_those_of_the_coded_values(of: Tuned, tmp_path: Path) -> None:
+    """A sign and a scale: far from what the search scored."""
+    out = tmp_path / "small.delta.safetensors"
+    settings = SlimSettings(keep=(0.05,), method="magnitude", values="sign")
+    record = slim(of.delta, out, settings, base=str(of.base), files=Files(str(of.calibration)), say=lambda line: None)
+    model = AutoModelForSequenceClassification.from_pretrained(of.base, config=AutoConfig.from_pretrained(of.folder)).eval()
+    paring.load_delta(out, model).apply(model)
+    pairs = [line.rsplit(",", 1) for line in of.calibration.read_text().splitlines()[1:]]
+    batch = tokenizer()([text for text, _ in pairs], padding=True, truncation=True, max_length=7, return_tensors="pt")
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        loss = float(model(**batch, labels=torch.tensor([model.config.label2id[label] for _, label in pairs])).loss)
+    assert record["keeps"][0]["scores"]["calibration"]["loss"] == pytest.approx(loss, rel=1e-4)
+    assert record["keeps"][0]["tried"][0]["scores"]["calibration"]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_method_without_search_is_scored_too(of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +104,40 @@ def test_a_method_without_search_is_scored_too(of: Tuned, tmp_path: Path, capsys
     )
 
 
+def test_by_itself_what_is_kept_is_refitted(of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, rescaled = tmp_path / "small.delta.safetensors", tmp_path / "rescaled.delta.safetensors"
+    assert main(of.slim(out, "--keep", "0.01", "--steps", "60", "--test", str(of.test))) == 0
+    said = capsys.readouterr().out
+    facts = paring.load_delta(out).facts
+    assert facts["method"] == "fitted" and facts["tried"] == ["fitted"] and facts["refit"]["steps"] == 60
+    assert facts["refit"]["distance"][1] < facts["refit"]["distance"][0]
+    assert re.search(r"fitted, keep 0\.01   step +60 of 60   distance \d\.\d{4}   0 s left", said)
+    assert facts["scores"]["test"] == accuracy(of, out, of.test)
+    assert main(of.slim(rescaled, "--keep", "0.01", "--method", "rescaled")) == 0
+    assert facts["scores"]["test"] > accuracy(of, rescaled, of.test)
+    for more, what in ((["--search", str(tmp_path / "s")], "--search"), (["--workers", "2"], "--workers")):
+        assert main(of.slim(tmp_path / "none", "--keep", "0.01", *more)) == 2
+        assert f"{what} is of a search, and method 'fitted' makes none" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists() and not (tmp_path / "s").exists()
+
+
 def test_auto_selects_on_validation(of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, report = tmp_path / "small", tmp_path / "report"
-    more = ("--keep", "0.2,0.02", "--method", "auto", "--budget", "14", "--subspaces", "kind", "random", "--parts", "3")
+    more = (
+        "--keep",
+        "0.2,0.02",
+        "--method",
+        "auto",
+        "--budget",
+        "14",
+        "--steps",
+        "20",
+        "--subspaces",
+        "kind",
+        "random",
+        "--parts",
+        "3",
+    )
     assert main(of.slim(out, *more, "--report", str(report), "--test", str(of.test))) == 0
     said = capsys.readouterr().out
     assert "no --validation: 15 of 60 calibration rows are held out to select on (seed 0)" in said
@@ -96,7 +146,7 @@ def test_auto_selects_on_validation(of: Tuned, tmp_path: Path, capsys: pytest.Ca
     assert record["rows"] == {"calibration": 45, "validation": 15, "test": 48}
     for one in record["keeps"]:
         tried = {a["label"]: a for a in one["tried"]}
-        assert list(tried) == ["magnitude", "rescaled", "dare", "della", "nps kind", "nps random"]
+        assert list(tried) == ["magnitude", "rescaled", "dare", "della", "nps kind", "nps random", "fitted"]
         keys = {
             label: (-a["scores"]["validation"]["accuracy"], a["scores"]["validation"]["loss"]) for label, a in tried.items()
         }
@@ -122,26 +172,20 @@ def test_auto_selects_on_validation(of: Tuned, tmp_path: Path, capsys: pytest.Ca
 
 def test_killed_and_gone_on_with(of: Tuned, tmp_path: Path) -> None:
     """By the system's own kill; the result is bitwise that of a search never cut off."""
-    more = ("--keep", "0.03", "--budget", "60", "--search", str(tmp_path / "search"))
+    more = ("--method", "nps", "--keep", "0.03", "--budget", "120", "--search", str(tmp_path / "search"))
     journal = tmp_path / "search" / "nps-magnitude-keep-0.03" / "search.jsonl"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(
-        [sys.executable, "-m", "paring", *of.slim(tmp_path / "a.delta.safetensors", *more)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert run.stdout is not None
-    for line in run.stdout:
-        if " of 60 " in line:
-            run.send_signal(signal.SIGKILL)
-            break
-    run.communicate(timeout=60)
+    run = subprocess.Popen([sys.executable, "-m", "paring", *of.slim(tmp_path / "a.delta.safetensors", *more)], env=environment)
+    while not journal.is_file() or len(journal.read_text().splitlines()) < 8:
+        assert run.poll() is None, "it ended before it made seven evaluations"
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    run.wait(timeout=60)
     made = len(journal.read_text().splitlines()) - 1
-    assert 2 <= made < 60 and not (tmp_path / "a.delta.safetensors").exists()
+    assert 7 <= made < 120 and not (tmp_path / "a.delta.safetensors").exists()
     kept = journal.read_text().splitlines()[: made + 1]
     assert main(of.slim(tmp_path / "a.delta.safetensors", *more)) == 0
-    assert journal.read_text().splitlines()[: made + 1] == kept and len(journal.read_text().splitlines()) == 61
+    assert journal.read_text().splitlines()[: made + 1] == kept and len(journal.read_text().splitlines()) == 121
     assert main(of.slim(tmp_path / "b.delta.safetensors", *more[:-2])) == 0
     assert (tmp_path / "a.delta.safetensors").read_bytes() == (tmp_path / "b.delta.safetensors").read_bytes()
 
@@ -164,6 +208,8 @@ def test_a_search_folder_of_another_run(of: Tuned, tmp_path: Path, capsys: pytes
     search = tmp_path / "search"
     assert main(of.slim(tmp_path / "a.delta.safetensors", *FEW, "--search", str(search))) == 0
     before = {p: p.read_bytes() for p in search.rglob("*") if p.is_file()}
+    head = json.loads((search / "nps-magnitude-keep-0.03" / "search.jsonl").read_text().splitlines()[0])
+    assert head["problem"]["calibration"] == paring.load_delta(tmp_path / "a.delta.safetensors").facts["calibration"]["hash"]
     capsys.readouterr()
     other = write_rows(tmp_path / "other.csv", texts(30, 5))
     cases = {
@@ -195,8 +241,8 @@ def test_a_search_folder_of_another_run(of: Tuned, tmp_path: Path, capsys: pytes
         (("--keep", "0.1,1.5"), "keep is 1.5; expected"),
         (("--keep", "0.1,0.1"), "keep is (0.1, 0.1); expected every share once"),
         (("--parts", "1"), "parts is 1; expected a whole number, at least 2"),
-        (("--parts", "100000"), "100000 subspaces of "),
-        (("--subspaces", "random", "--parts", "5000"), "5000 subspaces for "),
+        (("--method", "nps", "--parts", "100000"), "100000 subspaces of "),
+        (("--method", "nps", "--subspaces", "random", "--parts", "5000"), "5000 subspaces for "),
         (("--subspaces", "kind", "layer"), "expected one; several with the method 'auto' alone"),
         (("--budget", "1"), "budget is 1; expected a whole number, at least 2"),
         (("--label-column", "lable"), "has no column 'lable'; it has text, label; nearest: 'label' (--label-column)"),
@@ -229,11 +275,11 @@ def test_bad_files(of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--base", str(save_base(tmp_path / "other", seed=3)), *plain], "is not the base of this delta: the values of"),
         (["--base", str(of.base / "model.safetensors"), *plain], "is a file; to score on data, give the model's folder"),
         (["--base", str(tmp_path / "nowhere"), *plain], "nowhere"),
-        (plain, "--method nps with data needs the model that the delta was made on; give its folder with --base"),
+        (plain, "--method fitted with data needs the model that the delta was made on; give its folder with --base"),
         (["--base", str(of.base), *plain[:3], str(empty)], "--calibration: " + f"{empty} has no rows"),
         (["--base", str(of.base), *plain[:3], str(unknown)], "the model knows no label 'diagonal'"),
         (["--base", str(of.base), "--keep", "0.03", "--test", str(of.test)], "--test without --calibration"),
-        (["--base", str(of.base), "--keep", "0.03", "--method", "nps"], "searches on rows of the task; give some with --calib"),
+        (["--base", str(of.base), "--keep", "0.03", "--method", "nps"], "works on rows of the task; give some with --calib"),
         (["--base", str(of.base), *plain, "--calibration", str(of.test)], "--calibration is given 2 times; expected once"),
     ]
     for arguments, message in cases:
@@ -255,7 +301,7 @@ def test_nan_loses_and_nothing_but_nan_is_an_error(of: Tuned, tmp_path: Path, mo
         return float("nan") if len(calls) % 3 == 0 else real(self, model)
 
     monkeypatch.setattr("paring.recipes.scoring.Objective.__call__", often)
-    settings, files = SlimSettings(keep=(0.03,), budget=20), Files(str(of.calibration))
+    settings, files = SlimSettings(keep=(0.03,), method="nps", budget=20), Files(str(of.calibration))
     record = slim(of.delta, tmp_path / "a.delta.safetensors", settings, base=str(of.base), files=files, say=lambda line: None)
     tried = record["keeps"][0]["tried"][0]
     assert tried["history"].count(None) == 6 and tried["score"] == min(s for s in tried["history"] if s is not None)
@@ -305,13 +351,13 @@ def test_an_empty_folder_may_be_the_output(of: Tuned, tmp_path: Path) -> None:
 def test_by_ray_workers_the_same(of: Tuned, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (pip install 'paring[ray]')")
     environment = os.environ | {"OMP_NUM_THREADS": "2"}  # one for each worker
-    more = ("--keep", "0.03", "--budget", "16", "--search", str(tmp_path / "search"), "--workers", "2")
+    more = ("--method", "nps", "--keep", "0.03", "--budget", "16", "--search", str(tmp_path / "search"), "--workers", "2")
     command = [sys.executable, "-m", "paring", *of.slim(tmp_path / "ray.delta.safetensors", *more)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     journal = (tmp_path / "search" / "nps-magnitude-keep-0.03" / "search.jsonl").read_text().splitlines()
     assert len({json.loads(line)["worker"]["pid"] for line in journal[1:]}) == 2
-    assert main(of.slim(tmp_path / "one.delta.safetensors", "--keep", "0.03", "--budget", "16")) == 0
+    assert main(of.slim(tmp_path / "one.delta.safetensors", "--method", "nps", "--keep", "0.03", "--budget", "16")) == 0
     small = [paring.load_delta(tmp_path / f"{name}.delta.safetensors") for name in ("ray", "one")]
     assert small[0].facts["weights"] == small[1].facts["weights"]
     assert all(torch.equal(small[0][name], small[1][name]) for name in small[1])

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-_METHODS = ("magnitude", "rescaled", "dare", "della", "nps", "auto")
+_METHODS = ("magnitude", "rescaled", "dare", "della", "nps", "fitted", "auto")
 _SUBSPACES = ("magnitude", "layer", "kind", "magnitude*kind", "random")
 _VALUES = ("fp32", "bf16", "fp16", "int8", "int4", "sign")
 _TASKS = ("text-classification", "image-classification", "causal-lm")
@@ -26,9 +26,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "slim",
         help="a delta with a share of its entries, chosen on your data",
-        description="Keeps a share of a delta's entries: those that a search on calibration rows finds best (NPS-Pruning), or "
-        "without data those of largest magnitude, or random ones. What is left are differences in numbers: base + delta is "
-        "near the fine-tune, no longer bitwise it.",
+        description="Keeps a share of a delta's entries: those that calibration rows show to matter, with values refitted on "
+        "these; or those that a search finds best (NPS-Pruning); or without data those of largest magnitude, or random ones. "
+        "What is left are differences in numbers: base + delta is near the fine-tune, no longer bitwise it.",
         usage=_USAGE,
         epilog=f"examples:\n{_EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
         help="of all entries of its tensors, in (0, 1]; several: 0.04,0.01",
     )
     parser.add_argument(
-        "--method", choices=_METHODS, help="which are kept; auto: tries all (nps with calibration rows, else rescaled)"
+        "--method", choices=_METHODS, help="which are kept; auto: tries all (fitted with calibration rows, else rescaled)"
     )
     parser.add_argument("--base", metavar="BASE", help="what the delta was made on: a model's folder, or a name on the hub")
     parser.add_argument("--values", choices=_VALUES, help="how differences are stored (fp16)")
@@ -60,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT, when the new one is whole")
 
     data = parser.add_argument_group("rows of the task (files as for paring tune; no row in two of them)")
-    data.add_argument("--calibration", action="append", metavar="FILE", help="to search on; 256 rows are plenty")
+    data.add_argument("--calibration", action="append", metavar="FILE", help="to search and refit on; 256 rows are plenty")
     data.add_argument(
         "--validation", action="append", metavar="FILE", help="to select on (auto: a share of the calibration rows)"
     )
@@ -72,6 +72,11 @@ def add_parser(subparsers: Any) -> None:
     data.add_argument("--text-column", metavar="NAME", help="(as tuned)")
     data.add_argument("--label-column", metavar="NAME", help="(as tuned)")
     data.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to (as tuned)")
+
+    refit = parser.add_argument_group(
+        "refit (--method fitted or auto): values of what is kept, tuned to answer as the fine-tune"
+    )
+    refit.add_argument("--steps", type=int, metavar="N", help="batches it is tuned for (150)")
 
     search = parser.add_argument_group("search (--method nps or auto)")
     search.add_argument("--objective", choices=("loss", "accuracy"), help="what is made small, or large (loss)")

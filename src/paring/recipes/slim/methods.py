@@ -13,9 +13,11 @@ from paring.recipes.scoring import Scores
 from paring.recipes.slim.problem import Problem
 from paring.recipes.slim.settings import SlimSettings
 from paring.search.run import Progress, Result
+from paring.slim.fitted import prune_fitted
 from paring.slim.lost import as_stored
 from paring.slim.nps import Nps, prune_nps
 from paring.slim.pruners import PRUNERS, prune
+from paring.slim.refit import Refit
 from paring.slim.remote import Workers
 
 
@@ -45,33 +47,41 @@ class Attempt:
         return sum(self.vector.change(name).places.count for name in self.vector.names)
 
 
-Plan = dict[str, Nps | None]  # label -> how to search; None: without
+Plan = dict[str, Nps | Refit | None]  # label -> how to search or to refit; None: neither
 
 
 def plan(settings: SlimSettings, method: str) -> Plan:
     """What a method tries, in the order in which equals win."""
     without = list(PRUNERS) if method == "auto" else [method] if method in PRUNERS else []
-    return dict.fromkeys(without) | {f"nps {how.subspaces}": how for how in settings.searches(method)}
+    found: Plan = dict.fromkeys(without)
+    found |= {f"nps {how.subspaces}": how for how in settings.searches(method)}
+    return found | settings.fits(method)
 
 
 def attempt(
     label: str,
-    how: Nps | None,
+    how: Nps | Refit | None,
     vector: TaskVector,
     keep: float,
     settings: SlimSettings,
     problem: Problem | None,
     report: Callable[[Progress], None] | None = None,
+    step: Callable[[int, float], None] | None = None,
 ) -> Attempt:
     """Prunes ``vector`` one way, and scores what comes of it on every split but test.
 
     Raises:
-        DeltaError, ValueError: as ``prune`` and ``prune_nps``.
+        DeltaError, ValueError: as ``prune``, ``prune_nps`` and ``prune_fitted``.
     """
     begun = time.perf_counter()
     result = None
     if how is None:
         pruned = prune(vector, label, keep, scope=settings.scope, seed=settings.seed).in_memory()
+    elif isinstance(how, Refit):
+        assert problem is not None
+        pruned = prune_fitted(
+            vector, problem.model, problem.lesson, keep, how, gradients=problem.gradients, report=step
+        ).in_memory()
     else:
         assert problem is not None
         found = prune_nps(

@@ -22,6 +22,7 @@ _STYLES: dict[str, dict[str, Any]] = {
     "nps layer": {"color": "#009E73", "linestyle": "-", "marker": "P"},
     "nps kind": {"color": "#D55E00", "linestyle": "-", "marker": "X"},
     "nps magnitude*kind": {"color": "#56B4E9", "linestyle": "-", "marker": "*"},
+    "fitted": {"color": "#CC3311", "linestyle": "-", "marker": "D"},
     "nps random": {"color": "#000000", "linestyle": "-", "marker": "h"},
 }
 _OTHER = {"color": "#222222", "linestyle": "-", "marker": "."}

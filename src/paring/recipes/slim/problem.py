@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from paring.delta.files import load_delta
 from paring.delta.taskvector import TaskVector
@@ -19,6 +19,8 @@ from paring.recipes.scoring import Goal, Objective, Scores, Scoring, scoring
 from paring.recipes.settings import TuneSettings
 from paring.recipes.slim.settings import SlimSettings
 from paring.recipes.tuned import config_of, load_tuned, outputs, settings_of
+from paring.slim.lesson import Lesson
+from paring.slim.saliency import saliency
 
 SPLITS = ("calibration", "validation", "test")
 
@@ -50,6 +52,16 @@ class Problem:
     def tuned(self) -> dict[str, Scores]:
         """The fine-tune's scores by split."""
         return self.scores(self.vector)
+
+    @cached_property
+    def lesson(self) -> Lesson:
+        """The calibration rows as what a refit learns from."""
+        return Lesson(list(self.scorings["calibration"].batches))
+
+    @cached_property
+    def gradients(self) -> dict[str, Tensor]:
+        """How much each entry matters, on the calibration rows; the same for every keep."""
+        return saliency(self.vector, self.model, self.lesson)
 
     def scores(self, vector: TaskVector, splits: tuple[str, ...] = SPLITS) -> dict[str, Scores]:
         """Of base + ``vector`` by split, those of ``splits`` that there are; the base is bitwise as before."""

@@ -41,6 +41,22 @@ class Lines:
 
         return report
 
+    def of_steps(self, label: str, total: int) -> Callable[[int, float], None]:
+        """What a refit of this name, of ``total`` steps, reports to; one that begins anew, slower, says so by its count."""
+        begun = last = time.perf_counter()
+
+        def report(step: int, distance: float) -> None:
+            nonlocal begun, last
+            now = time.perf_counter()
+            begun = now if step == 1 else begun
+            if now - last < _SECONDS and step < total:
+                return
+            last = now
+            seconds = (now - begun) / max(step - 1, 1) * (total - step)
+            self._say(f"{label}   step {step:>4} of {total}   distance {distance:.4f}   {seconds:.0f} s left")
+
+        return report
+
     def _best(self, progress: Progress) -> str:
         best = progress.best
         if best is None or best.score is None:

@@ -21,7 +21,9 @@ from paring.recipes.slim.settings import SlimSettings
 from paring.recipes.tuned import base_of, load_model
 from paring.search.settings import SearchError
 from paring.slim.lost import as_stored, kept_energy
+from paring.slim.nps import Nps
 from paring.slim.pruners import num_entries
+from paring.slim.refit import Refit
 
 Say = Callable[[str], None]
 RUN = "run.json"  # in the folder of a search: whose it is
@@ -140,15 +142,18 @@ def try_all(
 ) -> dict[float, list[Attempt]]:
     """Every method of the plan at every keep. ``name`` stands before each line of progress."""
     todo = plan(settings, method)
-    if about is not None and any(todo.values()):
+    num_searches = len(settings.keep) * sum(isinstance(how, Nps) for how in todo.values())
+    if about is not None and num_searches:
         claim(settings, about)
-    lines = Lines(settings.objective, len(settings.keep) * sum(how is not None for how in todo.values()), settings.budget, say)
+    lines = Lines(settings.objective, num_searches, settings.budget, say)
     tried: dict[float, list[Attempt]] = {}
     try:
         for keep in settings.keep:
             for label, how in todo.items():
-                report = lines.of(f"{name}{label}, keep {keep:g}") if how is not None else None
-                tried.setdefault(keep, []).append(attempt(label, how, vector, keep, settings, about, report))
+                title = f"{name}{label}, keep {keep:g}"
+                report = lines.of(title) if isinstance(how, Nps) else None
+                step = lines.of_steps(title, how.steps) if isinstance(how, Refit) else None
+                tried.setdefault(keep, []).append(attempt(label, how, vector, keep, settings, about, report, step))
     except KeyboardInterrupt:
         if settings.search is not None:
             say(f"paring: stopped; the same command goes on with the evaluations in {settings.search}")

@@ -9,10 +9,12 @@ from paring.recipes.settings import TASKS, Task
 from paring.search.settings import SearchSettings
 from paring.slim.nps import Nps
 from paring.slim.pruners import PRUNERS, SCOPES, check_keep
+from paring.slim.refit import Refit
 from paring.slim.subspaces import SUBSPACES
 
-WITHOUT_DATA, WITH_DATA = "rescaled", "nps"  # the default methods
-METHODS = (*PRUNERS, "nps", "auto")
+WITHOUT_DATA, WITH_DATA = "rescaled", "fitted"  # the default methods
+ON_DATA = ("nps", "fitted", "auto")
+METHODS = (*PRUNERS, *ON_DATA)
 VALUES = ("fp32", "bf16", "fp16", "int8", "int4", "sign")
 GOALS = ("loss", "accuracy")
 Values = Literal["fp32", "bf16", "fp16", "int8", "int4", "sign"]
@@ -24,12 +26,13 @@ class SlimSettings:
 
     Attributes:
         keep: shares of all entries of the delta's tensors that are kept, each in (0, 1]; a file is made for each.
-        method: one of ``METHODS``; None: "nps" with calibration rows, "rescaled" without.
+        method: one of ``METHODS``; None: "fitted" with calibration rows, "rescaled" without.
         scope: of "magnitude" and "rescaled": "global" or "tensor".
         values, group: how differences are stored, see ``save_delta``.
         objective: what is searched for on calibration rows: the least loss, or the highest accuracy.
         budget: evaluations of a search, at least 2.
-        seed: of the search, of random pruning, and of what is held out.
+        steps: of the refit ("fitted" and "auto"), at least 1.
+        seed: of the search, of the refit, of random pruning, and of what is held out.
         subspaces: that "nps" (one) and "auto" (each) try, see ``paring.slim.subspaces``; None: the usual one, and all.
         parts: M, the number of subspaces, at least 2.
         workers: Ray workers that score candidates; 0: this process does.
@@ -51,6 +54,7 @@ class SlimSettings:
     group: int = 0
     objective: Goal = "loss"
     budget: int = 200
+    steps: int = Refit().steps
     seed: int = 0
     subspaces: tuple[str, ...] | None = None
     parts: int = 8
@@ -89,7 +93,7 @@ class SlimSettings:
                     _refuse("subspaces", self.subspaces, "every one once")
         if self.subspaces is not None and (not self.subspaces or (len(self.subspaces) > 1 and self.method != "auto")):
             _refuse("subspaces", self.subspaces, "one; several with the method 'auto' alone")
-        for name, least in (("budget", 2), ("workers", 0), ("batch_size", 1), ("group", 0)):
+        for name, least in (("budget", 2), ("steps", 1), ("workers", 0), ("batch_size", 1), ("group", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 _refuse(name, value, f"a whole number, at least {least}")
@@ -106,15 +110,24 @@ class SlimSettings:
         kinds = self.subspaces or {"nps": (Nps().subspaces,), "auto": tuple(SUBSPACES)}.get(method, ())
         return tuple(Nps(subspaces=kind, parts=self.parts) for kind in kinds) if method in ("nps", "auto") else ()
 
+    def fits(self, method: str) -> dict[str, Refit]:
+        """What a method refits, by its label."""
+        return {"fitted": Refit(steps=self.steps, seed=self.seed)} if method in ("fitted", "auto") else {}
+
     def chosen(self, with_data: bool) -> str:
         """The method.
 
         Raises:
-            ValueError: it needs calibration rows and there are none.
+            ValueError: it needs calibration rows and there are none, or it makes no search and has a setting of one.
         """
         method = self.method or (WITH_DATA if with_data else WITHOUT_DATA)
-        if method in ("nps", "auto") and not with_data:
-            raise ValueError(f"method is {method!r}, which searches on rows of the task; give some with --calibration FILE")
+        if method in ON_DATA and not with_data:
+            raise ValueError(f"method is {method!r}, which works on rows of the task; give some with --calibration FILE")
+        if method not in ("nps", "auto") and (self.search is not None or self.workers):
+            raise ValueError(
+                f"{'--search' if self.search is not None else '--workers'} is of a search, and method {method!r} makes none; "
+                "leave it out, or take --method nps or auto"
+            )
         return method
 
 
