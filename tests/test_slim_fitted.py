@@ -12,6 +12,7 @@ from paring import DeltaError
 from paring.delta.taskvector import TaskVector
 from paring.slim.fitted import prune_fitted, prune_salient
 from paring.slim.lesson import Lesson, logits_and_hidden_states, mixed
+from paring.slim.lost import as_stored
 from paring.slim.pruners import num_entries, num_kept, prune
 from paring.slim.refit import Refit, refit
 from paring.slim.saliency import saliency
@@ -169,6 +170,19 @@ def test_a_refit_is_never_worse_than_none(base: nn.Module, vector: TaskVector, l
     assert distance(base, vector, slower, lesson) < distance(base, vector, pruned, lesson)
 
 
+@pytest.mark.parametrize("values", ["int4", "sign"])
+def test_coarse_values_are_tuned_as_they_come_back(base: nn.Module, vector: TaskVector, lesson: Lesson, values: str) -> None:
+    pruned = prune_salient(vector, KEEP, saliency(vector, base, lesson))
+    found = {}
+    for tuned_as in ("fp32", values):
+        fitted = refit(pruned, vector, base, lesson, Refit(steps=60, mix=0.0, values=tuned_as, group=16))
+        stored, _ = as_stored(fitted, values, 16)
+        found[tuned_as] = distance(base, vector, stored, lesson)
+        if tuned_as == values:  # what was measured is what a file gives back
+            assert fitted.facts["refit"]["distance"][1] == pytest.approx(found[values], rel=1e-4)
+    assert found[values] < found["fp32"]
+
+
 def test_mixed_rows_take_tokens_of_others_at_the_same_place() -> None:
     batch = rows(200, 5)
     out = mixed(batch, 0.3, torch.Generator().manual_seed(0))
@@ -200,6 +214,8 @@ def test_tokens_left_out_are_not_compared(base: nn.Module, vector: TaskVector) -
         (lambda: Refit(steps=0), "steps is 0; expected a whole number, at least 1"),
         (lambda: Refit(rate=float("nan")), "rate is nan; expected a number above 0"),
         (lambda: Refit(mix=1.0), r"mix is 1.0; expected a share in \[0, 1\)"),
+        (lambda: Refit(values="int3"), "values is 'int3'; expected one of fp32, bf16, fp16, int8, int4, sign"),
+        (lambda: Refit(group=-1), "group is -1; expected a number of values, or 0 for all"),
         (lambda: Lesson([]), "a lesson without batches; expected at least one"),
         (lambda: Lesson([{}], hidden=-1), "hidden is -1; expected a weight, at least 0"),
     ],

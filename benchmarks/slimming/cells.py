@@ -39,7 +39,8 @@ class Cell:
 
     @property
     def key(self) -> str:
-        what = {**asdict(self), "budget": BUDGET, "refit": asdict(Refit()), "exponent": EXPONENT, "revision": REVISION}
+        fit = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix", "seed")}
+        what = {**asdict(self), "budget": BUDGET, "refit": fit, "exponent": EXPONENT, "revision": REVISION}
         return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -58,6 +59,8 @@ TITLES = {
     "magnitude+refit": "magnitude, refit",
     "dare+refit": "DARE, refit",
     "fitted": "fitted (by saliency, refit)",
+    "fitted:int4": "fitted as int4",
+    "fitted:sign": "fitted as sign",
 }
 
 
@@ -69,7 +72,7 @@ def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[st
     gradients: dict[str, Tensor] | None = None
     for cell in cells:
         begun = time.perf_counter()
-        if gradients is None and cell.method in ("salient", "fitted"):
+        if gradients is None and cell.method.startswith(("salient", "fitted")):
             gradients = saliency(tune.vector, tune.model, tune.lesson)
             begun = time.perf_counter()
         pruned, evaluations = _pruned(tune, cell, gradients or {})
@@ -78,7 +81,7 @@ def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[st
             out[split] = tune.accuracy(pruned, split)  # type: ignore[arg-type]
         with pruned.apply(tune.model):
             out["calibration_loss"] = tune.loss(tune.model)
-        out["coded"] = _coded(tune, pruned, CODED if cell.method == "fitted" else CODED[:1]) if cell.method != "none" else {}
+        out["coded"] = _coded(tune, pruned, _kinds(cell.method)) if cell.method != "none" else {}
         yield out
 
 
@@ -95,9 +98,17 @@ def _pruned(tune: FineTune, cell: Cell, gradients: dict[str, Tensor]) -> tuple[T
         pruned = prune(vector, way, cell.keep, seed=cell.seed).in_memory()
     else:
         pruned = prune_salient(vector, cell.keep, gradients, EXPONENT)
-    if more or way == "fitted":
-        return refit(pruned, vector, tune.model, tune.lesson, Refit(seed=cell.seed)).in_memory(), 0
+    if more or way.startswith("fitted"):
+        values = way.partition(":")[2] or "fp32"
+        return refit(pruned, vector, tune.model, tune.lesson, Refit(seed=cell.seed, values=values)).in_memory(), 0
     return pruned, 0
+
+
+def _kinds(method: str) -> Sequence[str]:
+    """The value types that are measured."""
+    if method.startswith("fitted:"):
+        return (method.partition(":")[2],)
+    return CODED if method == "fitted" else CODED[:1]
 
 
 def _coded(tune: FineTune, pruned: TaskVector, kinds: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -16,6 +16,7 @@ SEEDS = (0, 1, 2)
 SLICE = "static-column-r16"
 DATA_FREE = ("magnitude", "rescaled", "dare", "della")
 SEARCHED = ("nps:magnitude", "nps:layer", "nps:kind", "nps:magnitude*kind", "nps:random")
+CODED = ("fitted:int4", "fitted:sign")
 ABLATIONS = ("salient", "magnitude+refit", "dare+refit")
 KEEPS = {"digits": (0.1, 0.04, 0.01, 0.003), "docstrings": (0.01, 0.003)}
 
@@ -35,12 +36,13 @@ def groups(suite: str) -> list[list[Cell]]:
             *first,
             *(of(task, seed, "full", SEARCHED) for task, seed in every),
             *(of(task, seed, SLICE, ("rescaled", "fitted")) for task, seed in every),
+            *(of(task, seed, "full", CODED) for task, seed in every),
             *(of(task, seed, "full", ABLATIONS) for task, seed in every),
         ]
     return [
         *first,
         *(of(task, 0, SLICE, ("rescaled", "fitted")) for task in tasks),
-        *(of(task, 0, "full", ("nps:magnitude", "nps:magnitude*kind", "salient")) for task in tasks),
+        *(of(task, 0, "full", ("nps:magnitude", "nps:magnitude*kind", "salient", *CODED)) for task in tasks),
         *(of(task, seed, "full", ("nps:magnitude*kind",)) for task, seed in every if seed),
     ]
 

@@ -64,14 +64,14 @@ def _coded(suite: str, cells: Cells) -> list[str]:
     out = ["| fitted, values stored as | " + " | ".join(f"keep {k:g}: bits, share left" for k in KEEPS[suite]) + " |"]
     out.append("|---|" + "---:|" * len(KEEPS[suite]))
     whole = {(c["task"], c["seed"], c["tuned"]): c["test"] for c in cells if c["method"] == "none"}
-    for kind in CODED:
+    for method, kind in [*(("fitted", kind) for kind in CODED), *((f"fitted:{kind}", kind) for kind in CODED[2:])]:
         row = []
         for keep in KEEPS[suite]:
-            found = [c for c in cells if c["method"] == "fitted" and c["keep"] == keep and c["tuned"] == "full"]
+            found = [c for c in cells if c["method"] == method and c["keep"] == keep and c["tuned"] == "full"]
             shares = [c["coded"][kind]["test"] / whole[c["task"], c["seed"], c["tuned"]] for c in found]
             bits = [c["coded"][kind]["bits_per_parameter"] for c in found]
             row.append(f"{mean(bits):.3f}, {_share(shares)}" if found else "-")
-        out.append(f"| {kind} | " + " | ".join(row) + " |")
+        out.append(f"| {kind}{', refitted as that' if ':' in method else ''} | " + " | ".join(row) + " |")
     return out
 
 

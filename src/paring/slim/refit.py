@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from paring.delta.change import wide
+from paring.delta.codec.quantise import LARGEST, dequantise, quantise
 from paring.delta.errors import DeltaError
 from paring.delta.places import Scattered
 from paring.delta.taskvector import Lazy, TaskVector, ready
 from paring.slim.lesson import Batch, Lesson, gradients, mixed
 from paring.slim.placing import Entries, Placing
 
+_PLAIN = ("fp32", "bf16", "fp16")
 _ATTEMPTS, _SLOWER = 3, 4  # each at a quarter of the rate before, until the distance is below that of the values kept
 
 
@@ -33,12 +35,17 @@ class Refit:
         rate: the first step's, as a share of the root mean square of the values kept.
         mix: share of tokens (pixels) taken from other rows of the batch, in [0, 1).
         seed: of the order of batches and of what is mixed.
+        values, group: how the values will be stored (``save_delta``). Coarse ones (int8, int4, sign) are tuned as they will
+            come back: the distance is that of the coded values, its gradient goes to the numbers that are coded (straight
+            through; Bengio et al. 2013, arXiv 1308.3432), and so the scales are tuned, too.
     """
 
     steps: int = 150
     rate: float = 0.5
     mix: float = 0.15
     seed: int = 0
+    values: str = "fp32"
+    group: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
@@ -47,6 +54,10 @@ class Refit:
             raise ValueError(f"rate is {self.rate!r}; expected a number above 0")
         if not 0 <= self.mix < 1:
             raise ValueError(f"mix is {self.mix!r}; expected a share in [0, 1)")
+        if self.values not in (*_PLAIN, *LARGEST):
+            raise ValueError(f"values is {self.values!r}; expected one of {', '.join((*_PLAIN, *LARGEST))}")
+        if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 0:
+            raise ValueError(f"group is {self.group!r}; expected a number of values, or 0 for all")
 
 
 def refit(
@@ -69,13 +80,13 @@ def refit(
         DeltaError: the model is another base, nothing is kept in a parameter, or the distance is no number.
     """
     how = how or Refit()
-    student = _Student(pruned, model)
+    student = _Student(pruned, model, how)
     teacher = copy.deepcopy(model).eval()
     with tuned.apply(teacher), student.placing, gradients(student.parameters, student.take, model):
         before = student.mean_distance(teacher, lesson, student.kept)
         for attempt in range(_ATTEMPTS):
             rate = how.rate / _SLOWER**attempt
-            values = student.tune(teacher, lesson, how, rate, report)
+            values = student.tune(teacher, lesson, rate, report)
             after = student.mean_distance(teacher, lesson, values)
             if after < before:
                 break
@@ -90,8 +101,8 @@ def refit(
 class _Student:
     """The entries that are kept, and the model in which others are tried in their place."""
 
-    def __init__(self, pruned: TaskVector, model: nn.Module) -> None:
-        self.model, self._pruned = model, pruned
+    def __init__(self, pruned: TaskVector, model: nn.Module, how: Refit) -> None:
+        self.model, self._pruned, self._how = model, pruned, how
         self.placing = Placing(model, pruned)
         changes = {n: c for n in pruned.names if isinstance((c := pruned.change(n)).places, Scattered)}
         self.parameters = self.placing.parameters(changes)
@@ -111,14 +122,16 @@ class _Student:
             self._tuned[name].grad = gradient.reshape(-1)[self._at[name]].float()
 
     def tune(
-        self, teacher: nn.Module, lesson: Lesson, how: Refit, rate: float, report: Callable[[int, float], None] | None
+        self, teacher: nn.Module, lesson: Lesson, rate: float, report: Callable[[int, float], None] | None
     ) -> dict[str, Tensor]:
-        """Other values, after ``how.steps`` steps; not finite where it went wrong."""
+        """Other values, after as many steps as were asked for; not finite where it went wrong."""
+        how = self._how
         self._tuned = {n: v.clone() for n, v in self.kept.items()}
         first = rate * _rms(self.kept)
         adam = torch.optim.Adam(self._tuned.values(), lr=first)
         for step, batch in zip(range(how.steps), _endless(lesson, how), strict=False):
             adam.param_groups[0]["lr"] = first * (1 - step / how.steps)
+            adam.zero_grad()
             with self.placing.candidate(self._entries(self._tuned)):
                 distance = lesson.distance(self.model, teacher, batch)
                 distance.backward()
@@ -148,7 +161,16 @@ class _Student:
         return {name: ready(replace(change, values=v.to(wide(change.dtype)))) for name, (change, v) in found.items()}
 
     def _entries(self, values: dict[str, Tensor]) -> list[Entries]:
-        return [*self._fixed, *((n, self._at[n], v) for n, v in values.items())]
+        return [*self._fixed, *((n, self._at[n], _as_stored(v, self._how)) for n, v in values.items())]
+
+
+def _as_stored(values: Tensor, how: Refit) -> Tensor:
+    """What comes back of values that are coded coarsely; others as they are, and what cannot be coded."""
+    plain = values.detach()
+    if how.values in _PLAIN or not bool(plain.isfinite().all()):
+        return plain
+    raw, scales = quantise(plain.cpu(), how.values, how.group)
+    return dequantise(raw, how.values, plain.numel(), how.group, scales, "a refit").to(plain.device)
 
 
 def _endless(lesson: Lesson, how: Refit) -> Iterator[Batch]:

@@ -112,7 +112,9 @@ class SlimSettings:
 
     def fits(self, method: str) -> dict[str, Refit]:
         """What a method refits, by its label."""
-        return {"fitted": Refit(steps=self.steps, seed=self.seed)} if method in ("fitted", "auto") else {}
+        if method not in ("fitted", "auto"):
+            return {}
+        return {"fitted": Refit(steps=self.steps, seed=self.seed, values=self.values, group=self.group)}
 
     def chosen(self, with_data: bool) -> str:
         """The method.
