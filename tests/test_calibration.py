@@ -174,7 +174,7 @@ def test_a_language_model_is_scored_by_its_tokens() -> None:
         scoring("causal-lm", [{"input_ids": [3]}], collate_tokens, 4)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("goal", ["loss", "accuracy"])
 def test_outputs_that_are_no_numbers_score_nan(value: float, goal: str) -> None:
     model = bert().eval()
