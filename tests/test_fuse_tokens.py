@@ -125,6 +125,14 @@ def test_without_a_base_a_lacking_row_is_the_mean(tmp_path: Path) -> None:
     torch.testing.assert_close(found["<|x|>"], one["<|x|>"])
 
 
+def test_a_token_without_a_row_counts_as_lacking(tmp_path: Path) -> None:
+    """A tokenizer may know more tokens than its model has rows."""
+    paths = [save(tmp_path / "base", WORDS, [], seed=0), save(tmp_path / "one", WORDS, [], seed=1, rows=8)]
+    fuse(write(tmp_path, config(paths, "base")), tmp_path / "out")
+    out, base = whole(tmp_path / "out")[TABLES[0]], whole(paths[0])[TABLES[0]]
+    assert len(out) == len(WORDS) and torch.equal(out[8:], base[8:]) and not torch.equal(out[:8], base[:8])
+
+
 def test_unigram_vocabularies(tmp_path: Path) -> None:
     paths = [
         save(tmp_path / "base", WORDS, [], seed=0, kind="Unigram"),
