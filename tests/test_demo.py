@@ -64,9 +64,14 @@ def test_the_numbers_of_a_run(record: dict[str, Any]) -> None:
         if name != "full":  # three steps are too few for a slice to move; where fp32 steps are too small, nothing is kept
             assert 0.9 * trained[name] < sum(r.kept for r in summarise(path).rows) <= trained[name]
     bank = record["bank"]
-    assert bank["same_accuracy"] == bank["num_deltas"] == 4
-    assert bank["bytes"] == 4 * size + sum(r["kept_bytes"] for r in results.values())
-    assert bank["checkpoint_bytes"] == 4 * 4 * size
+    assert bank["same_accuracy"] == bank["num_deltas"] == 5
+    (slim,) = record["slim"]["results"]
+    small = record["out"] / "deltas" / "checkered-slim.delta.safetensors"
+    assert slim["num_bytes"] == small.stat().st_size < slim["of_bytes"] == results["full"]["kept_bytes"]
+    assert sum(r.kept for r in summarise(small).rows) == -(-size // 100) and record["slim"]["keep"] == 0.01
+    assert 0 <= slim["test_accuracy"] <= 1 and 0 <= slim["magnitude_accuracy"] <= 1
+    assert bank["bytes"] == 4 * size + sum(r["kept_bytes"] for r in results.values()) + slim["num_bytes"]
+    assert bank["checkpoint_bytes"] == 5 * 4 * size
     for result in results.values():
         assert [step for step, _ in result["curve"]] == [0, 3]
         assert 0 <= result["test_accuracy"] <= 1
@@ -81,6 +86,7 @@ def test_two_runs_give_the_same_in_processes_too(record: dict[str, Any], tmp_pat
     again = demo.run(tmp_path, steps=3, tasks=["checkered"], pretraining_steps=3, workers=2)
     for one, other in zip(record["results"], again["results"], strict=True):
         assert one | {"seconds": 0} == other | {"seconds": 0}
+    assert again["slim"] == record["slim"]
     printed = capsys.readouterr().out
     assert table(again) in printed
     assert all(line in printed for line in again["conclusions"])
@@ -130,6 +136,14 @@ def made_up() -> dict[str, Any]:
     }
     return {
         "settings": {"steps": 20},
+        "splits": {"calibration": 256},
+        "slim": {
+            "keep": 0.01,
+            "results": [
+                {"test_accuracy": 0.7, "magnitude_accuracy": 0.1, "num_bytes": 30_000, "of_bytes": 1_000_000},
+                {"test_accuracy": 0.8, "magnitude_accuracy": 0.3, "num_bytes": 50_000, "of_bytes": 2_000_000},
+            ],
+        },
         "base": {"num_weights": 1000, "bitwise_intact": True},
         "bank": {
             "num_deltas": 8,
@@ -177,6 +191,8 @@ def test_the_conclusions_are_computed() -> None:
         "at a time, and keep 10.0% of its bytes.",
         "Head only reaches 50.0% (0.400) with 1.0% of the entries.",
         "Moving the slices is better than leaving them in place on 1 of 2 tasks, equal on 1; mean difference +0.050.",
+        "Slim: 1% of a full fine-tune's entries, fitted on 256 calibration images, keep 93.8% of its mean accuracy in 40 kB "
+        "instead of 1500 kB; those of largest magnitude alone keep 25.0%.",
         "Back from a bank of 8 delta files on one base, every one gives the accuracy it had. Base and deltas take 13.3 MB, "
         "as many checkpoints would take 32.0 MB; a swap takes 1.2 ms.",
         "After all 8 runs on one model, its base is bitwise as it was.",
@@ -193,8 +209,8 @@ def test_the_conclusions_do_not_flatter() -> None:
     said = conclusions(worse)
     assert said[1].startswith("Moving slices reach 50.0%")
     assert said[3].endswith("on 0 of 2 tasks; mean difference -0.300.")
-    assert "only 7 of them give" in said[4]
-    assert "NOT" in said[5]
+    assert "only 7 of them give" in said[5]
+    assert "NOT" in said[6]
 
 
 def test_the_picture_draws_every_task() -> None:

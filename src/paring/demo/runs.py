@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from paring.delta.files import save_delta
 from paring.demo.methods import METHODS, Method
+from paring.demo.slimming import Slim, slimmed
 from paring.tasks.digits import Shift, accuracy, fit, load_splits, named_shifts, one_thread
 from paring.tasks.digits.cache import digest
 from paring.tasks.digits.vit import new_model
@@ -40,10 +41,11 @@ class Result:
 
 @dataclass(frozen=True)
 class TaskResults:
-    """All ways on one task: the score before, and whether the model's weights were bitwise the same afterwards."""
+    """All ways on one task, and the full fine-tune made slim; whether the model's weights were bitwise the same afterwards."""
 
     untuned_accuracy: float
     results: tuple[Result, ...]
+    slim: Slim
     intact: bool
 
 
@@ -74,7 +76,9 @@ def _on_task(model: nn.Module, shift: Shift, steps: int, seed: int, deltas: Path
     with one_thread():
         untuned = score(model, shift)
         results = tuple(_tune(model, shift, method, steps, seed, deltas) for method in METHODS.values())
-    return TaskResults(untuned, results, digest(model.state_dict()) == base)
+        full = deltas / f"{shift.name}-full.delta.safetensors"
+        slim = slimmed(model, shift, full, deltas, max(1, steps // 2))
+    return TaskResults(untuned, results, slim, digest(model.state_dict()) == base)
 
 
 def _tune(model: nn.Module, shift: Shift, method: Method, steps: int, seed: int, deltas: Path) -> Result:

@@ -54,6 +54,14 @@ def conclusions(record: Record) -> list[str]:
         f"Moving the slices is better than leaving them in place on {better} of {len(record['tasks'])} tasks"
         f"{f', equal on {ties}' if ties else ''}; mean difference {accuracy['moving'] - accuracy['static']:+.3f}."
     )
+    slim = record["slim"]["results"]
+    left, plain = (mean(s[field] for s in slim) / accuracy["full"] for field in ("test_accuracy", "magnitude_accuracy"))
+    size, whole = (mean(s[field] for s in slim) / 1e3 for field in ("num_bytes", "of_bytes"))
+    lines.append(
+        f"Slim: {record['slim']['keep']:.0%} of a full fine-tune's entries, fitted on {record['splits']['calibration']} "
+        f"calibration images, keep {left:.1%} of its mean accuracy in {size:.0f} kB instead of {whole:.0f} kB; those of "
+        f"largest magnitude alone keep {plain:.1%}."
+    )
     intact = "bitwise as it was" if record["base"]["bitwise_intact"] else "NOT what it was: this is a fault"
     bank = record["bank"]
     good = bank["same_accuracy"] == bank["num_deltas"]
