@@ -1,8 +1,10 @@
 """A tuned small text classifier, the folders a user has of it, and rows to slim it on. Made once for each process."""
 
+import atexit
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from tempfile import mkdtemp
 
 from paring.cli.main import main
@@ -31,8 +33,9 @@ class Tuned:
 
 @cache
 def tuned() -> Tuned:
-    """Removed with the system's temporary files."""
+    """Removed when the process ends."""
     at = Path(mkdtemp(prefix="paring-tests-"))
+    atexit.register(rmtree, at, ignore_errors=True)
     splits = {"train": (180, 0), "calibration": (60, 1), "validation": (48, 2), "test": (48, 3)}
     files = {name: write_rows(at / "rows" / f"{name}.csv", texts(count, seed)) for name, (count, seed) in splits.items()}
     base = save_base(at / "base")
