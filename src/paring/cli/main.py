@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from paring import __version__
-from paring.cli import bank, deltas, demo, fuse, neighbours, slim, tune
+from paring.cli import bank, deltas, demo, fuse, neighbours, slim, transfer, tune
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     deltas.add_parsers(jobs)
     neighbours.add_parsers(jobs)
     slim.add_parser(jobs)
+    transfer.add_parser(jobs)
     fuse.add_parser(jobs)
     bank.add_parser(jobs)
     return top

@@ -63,11 +63,11 @@ def load_splits(files: Files, settings: TuneSettings, labels: Sequence[str], see
     """
     notes: list[str] = []
     given = {"--calibration": files.calibration, "--validation": files.validation, "--test": files.test}
-    rows = {option: _read(option, path, settings, labels, notes) for option, path in given.items() if path is not None}
+    rows = {option: read_split(option, path, settings, labels, notes) for option, path in given.items() if path is not None}
     options = list(rows)
     for i, one in enumerate(options):
         for other in options[i + 1 :]:
-            _refuse_shared(one, rows[one], other, rows[other])
+            refuse_shared(one, rows[one], other, rows[other])
     calibration, validation = rows["--calibration"], rows.get("--validation")
     if validation is None and files.held_out:
         try:
@@ -92,7 +92,8 @@ def numbered(rows: Rows | None, labels: Sequence[str]) -> Any:
     return rows.inputs.add_column("label", [position[label] for label in rows.labels])
 
 
-def _read(option: str, path: str, settings: TuneSettings, labels: Sequence[str], notes: list[str]) -> Rows:
+def read_split(option: str, path: str, settings: TuneSettings, labels: Sequence[str], notes: list[str]) -> Rows:
+    """The rows of one file, as ``load_splits``; what there is to say goes to ``notes``. An error begins with ``option``."""
     try:
         rows, more = load_rows(path, settings.task, text_column=settings.text_column, label_column=settings.label_column)
     except (ValueError, FileNotFoundError) as error:
@@ -119,7 +120,12 @@ def _positions(labels: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _refuse_shared(one: str, rows: Rows, other: str, others: Rows) -> None:
+def refuse_shared(one: str, rows: Rows, other: str, others: Rows) -> None:
+    """That no row stands in both.
+
+    Raises:
+        ValueError: one does; names the options ``one`` and ``other``, and the rows.
+    """
     first = {key: row for row, key in reversed(list(enumerate(rows.keys)))}
     shared = [(first[key], row) for row, key in enumerate(others.keys) if key in first]
     if shared:
