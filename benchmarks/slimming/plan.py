@@ -30,17 +30,17 @@ def groups(suite: str) -> list[list[Cell]]:
         whole = [Cell(suite, task, tuned, seed, 1.0, "none")]
         return whole + [Cell(suite, task, tuned, seed, keep, method) for method in methods for keep in keeps]
 
-    first = [of(task, seed, "full", (*DATA_FREE, "fitted")) for task, seed in every]
     if suite == "digits":
         return [
-            *first,
+            *(of(task, seed, "full", (*DATA_FREE, "fitted")) for task, seed in every),
             *(of(task, seed, "full", SEARCHED) for task, seed in every),
             *(of(task, seed, SLICE, ("rescaled", "fitted")) for task, seed in every),
             *(of(task, seed, "full", CODED) for task, seed in every),
             *(of(task, seed, "full", ABLATIONS) for task, seed in every),
         ]
-    return [
-        *first,
+    return [  # short ones: a group that is killed is lost
+        *(of(task, seed, "full", ("fitted",)) for task, seed in every),
+        *(of(task, seed, "full", DATA_FREE) for task, seed in every),
         *(of(task, 0, SLICE, ("rescaled", "fitted")) for task in tasks),
         *(of(task, 0, "full", ("nps:magnitude", "nps:magnitude*kind", "salient", *CODED)) for task in tasks),
         *(of(task, seed, "full", ("nps:magnitude*kind",)) for task, seed in every if seed),
