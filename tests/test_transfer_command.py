@@ -292,3 +292,11 @@ def test_a_task_without_accuracy_is_scored_by_likelihood() -> None:
     assert score_of(Scores(0.1, 0.7)) == 0.7 and math.isnan(score_of(Scores(math.nan, 0.7)))
     point = Place(0.5, Scores(math.log(2), None), (Scores(math.log(4), None),)).point
     assert point.h == pytest.approx(1 / 3) and point.likelihood == pytest.approx(1 / 3)  # of perplexities 2 and 4
+
+
+def test_a_split_of_the_digits_that_is_none(tmp_path: Path) -> None:
+    from paring.tasks.digits.folders import write_image_folder
+
+    with pytest.raises(ValueError, match="splits: got 'valid'; expected some of train, calibration, validation, test"):
+        write_image_folder(None, tmp_path / "digits", ["test", "valid"])  # type: ignore[list-item]
+    assert not (tmp_path / "digits").exists()
