@@ -4,6 +4,7 @@ By this a delta knows its base again, in memory or on disk, and names the first 
 name is listed. A new head is not part of it.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -81,6 +82,7 @@ class Base:
             for alias, name in self.tied.items():
                 if name not in found and alias in every:
                     found[name] = every[alias]
+        found |= self._by_content(source, found)
         for name, facts in self.tensors.items():
             if name not in found:
                 raise DeltaError(f"{source.called} is not the base of this delta: it has no tensor '{name}'; {_WITHOUT}")
@@ -91,6 +93,34 @@ class Base:
                     f"delta was made on {list(facts.shape)} {facts.dtype}"
                 )
         return {name: tied.get(other, other) for name, other in found.items()}
+
+    def _by_content(self, source: Source, found: Mapping[str, str]) -> dict[str, str]:
+        """Tensors that have another name in ``source``, known by type, shape and hash: a library may rename when it loads.
+
+        Where several hold the same (biases that are all zero), the numbers in their names must tell them apart: their
+        layer's. Those that stay in doubt are left out.
+        """
+        missing: dict[tuple[str, tuple[int, ...], str], list[str]] = {}
+        for name, facts in self.tensors.items():
+            if name not in found:
+                missing.setdefault((facts.dtype, facts.shape, facts.hash), []).append(name)
+        if not missing:
+            return {}
+        taken, there = set(found.values()), dict[tuple[str, tuple[int, ...], str], list[str]]()
+        extents = {key[:2] for key in missing}
+        for name in source.names():
+            dtype, shape = source.extent(name)
+            if name not in taken and (extent := (dtype_name(dtype), tuple(shape))) in extents:
+                there.setdefault((*extent, source.hash(name)), []).append(name)
+        out: dict[str, str] = {}
+        for key, names in missing.items():
+            others = there.get(key, [])
+            ours, theirs = ({tuple(re.findall(r"\d+", n)): n for n in of} for of in (names, others))
+            if len(names) == len(others) == 1:
+                out[names[0]] = others[0]
+            elif len(ours) == len(names) and len(theirs) == len(others):
+                out |= {name: theirs[numbers] for numbers, name in ours.items() if numbers in theirs}
+        return out
 
     def check(self, source: Source) -> dict[str, str]:
         """That ``source`` holds this base, by names, types, shapes and content; returns ``places_in``.
