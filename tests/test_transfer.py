@@ -258,5 +258,3 @@ def test_joint_search_needs_a_range() -> None:
     vector = paring.diff(bits(model), fine_tune(model))
     with pytest.raises(ValueError, match="searched within 1 to 1; expected a range"):
         prune_joint(vector, model, lambda m: 0.0, 0.1, (1.0, 1.0))
-    with pytest.raises(ValueError, match="saliency is 0.1; expected 0"):
-        prune_joint(vector, model, lambda m: 0.0, 0.1, (0.0, 1.0), Nps(saliency=0.1))

@@ -57,7 +57,12 @@ def task_arithmetic(inputs: Inputs, out: Tensor) -> None:
     factor = float(inputs.parameters["lambda"])  # type: ignore[arg-type]
     if inputs.parameters["normalize"]:
         factor /= sum(weights)
-    flat = out.view(-1)
+    add_weighted(inputs, out, factor)
+
+
+def add_weighted(inputs: Inputs, out: Tensor, factor: float) -> None:
+    """Base + factor * the sum over models of weight * difference."""
+    weights, flat = inputs.values("weight"), out.view(-1)
     for start, end in inputs.ranges():
         base = inputs.base_piece(start, end)
         merged = base.clone()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from paring.fuse.inputs import FuseError, Inputs
-from paring.fuse.linear import SHARE, scaled_by
+from paring.fuse.linear import SHARE, add_weighted, scaled_by
 from paring.fuse.method import Method
 
 
@@ -33,15 +33,7 @@ def is_matrix(inputs: Inputs) -> bool:
 
 def mean(inputs: Inputs, out: Tensor) -> None:
     """For what is no matrix."""
-    weights = inputs.values("weight")
-    factor = float(inputs.parameters["lambda"]) / len(weights)  # type: ignore[arg-type]
-    flat = out.view(-1)
-    for start, end in inputs.ranges():
-        base = inputs.base_piece(start, end)
-        merged = base.clone()
-        for i, weight in enumerate(weights):
-            merged.add_(inputs.difference(i, start, end, base=base), alpha=weight * factor)
-        flat[start:end] = merged
+    add_weighted(inputs, out, float(inputs.parameters["lambda"]) / len(inputs.values("weight")))  # type: ignore[arg-type]
 
 
 def written(inputs: Inputs, out: Tensor, tau: Tensor) -> None:

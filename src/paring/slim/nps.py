@@ -9,8 +9,7 @@ The search is over x = w / s, where s restores the norm of tau when nothing is r
 pruning and x = 1 / s plain magnitude pruning, and both are starting points: the result is never worse than either on the
 calibration data. With random subspaces DARE is a starting point, too.
 
-What is not the paper's: entries may be ranked by |tau_w| * F^p, so that those count more to which the task is sensitive
-(``saliency``); and what was found can be tuned further (``refit``).
+What goes beyond it, ranking by saliency and a refit of the values, is in ``fitted``.
 """
 
 import math
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paring.delta.change import Change, wide
 from paring.delta.errors import DeltaError
@@ -45,14 +44,11 @@ class Nps:
         subspaces: how the task vector is cut, see ``paring.slim.subspaces``.
         parts: M, the number of subspaces; an upper bound for "layer", ignored by "kind" and "magnitude*kind".
         most: the largest x = w / s; the least is 0.
-        saliency: p, at least 0: entries are ranked by |tau_w| * F^p, F the mean squared gradient (``paring.slim.saliency``).
-            0: by magnitude alone, as in the paper.
     """
 
     subspaces: str = "magnitude"
     parts: int = 8
     most: float = 3.0
-    saliency: float = 0.0
 
     def __post_init__(self) -> None:
         if self.subspaces not in SUBSPACES:
@@ -61,8 +57,6 @@ class Nps:
             raise ValueError(f"parts is {self.parts!r}; expected a whole number, at least 2")
         if not (isinstance(self.most, int | float) and math.isfinite(self.most) and self.most > 1):
             raise ValueError(f"most is {self.most!r}; expected a number above 1")
-        if not (isinstance(self.saliency, int | float) and math.isfinite(self.saliency) and self.saliency >= 0):
-            raise ValueError(f"saliency is {self.saliency!r}; expected an exponent, at least 0")
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,6 @@ def prune_nps(
     problem: Mapping[str, Any] | None = None,
     report: Callable[[Progress], None] | None = None,
     workers: Workers | None = None,
-    gradients: Mapping[str, Tensor] | None = None,
 ) -> Slimmed:
     """Prunes a task vector to ``keep`` by searched weights.
 
@@ -106,15 +99,12 @@ def prune_nps(
         problem: what else the scores depend on (hash of the calibration data); a journal with another is refused.
         report: is told of every evaluation.
         workers: who scores the candidates, each on a model of its own; None: this process, on ``model``.
-        gradients: what ``paring.slim.saliency`` found; needed where ``how.saliency`` is not 0.
 
     Raises:
         ValueError: a setting. DeltaError: the model is another base, the task vector is zero, or no score was a number.
     """
-    cut, pool, scale = pooled(vector, keep, how, gradients)
+    cut, pool, scale = pooled(vector, keep, how)
     identity = {"base": vector.base.total, "norm": vector.norm(), "keep": keep, "subspaces": how.subspaces, "most": how.most}
-    if how.saliency:
-        identity["saliency"] = how.saliency
 
     with Placing(model, vector) as placing, ExitStack() as stack:
         score = scorer(placing, pool, scale, objective)
@@ -135,20 +125,15 @@ def prune_nps(
         "method": "nps",
         "keep": keep,
         "subspaces": how.subspaces,
-        "saliency": how.saliency,
         "weights": by_name,
         "search": {"score": result.score, "starts": dict(result.start_scores), "num_evaluations": result.num_evaluations},
     }
     return Slimmed(TaskVector(pruned.changes, vector.base, vector.removed, facts), by_name, result)
 
 
-def pooled(
-    vector: TaskVector, keep: float, how: Nps, gradients: Mapping[str, Tensor] | None = None
-) -> tuple[Subspaces, Pool, float]:
+def pooled(vector: TaskVector, keep: float, how: Nps) -> tuple[Subspaces, Pool, float]:
     """The subspaces, the entries that candidates may keep, and s, by which coefficients x become weights; as ``prune_nps``."""
     check_keep(keep)
-    if how.saliency and gradients is None:
-        raise ValueError(f"saliency is {how.saliency:g} and no gradients are given; expected what paring.slim.saliency finds")
     count = num_kept(keep, num_entries(vector))
     cut = SUBSPACES[how.subspaces](vector, how.parts, keep)
     nonzero = sum(int(tau.count_nonzero()) for _, tau in flats(vector))
@@ -156,8 +141,7 @@ def pooled(
         raise DeltaError("the task vector is zero everywhere: there is nothing to keep")
     if len(cut.names) > nonzero:
         raise ValueError(f"{len(cut.names)} subspaces for {nonzero:,} entries that are not zero; expected no more")
-    matters = {name: f**how.saliency for name, f in (gradients or {}).items()} if how.saliency else None
-    pool = Pool(vector, cut, count, matters)
+    pool = Pool(vector, cut, count)
     return cut, pool, _restoring(vector, pool, cut)
 
 

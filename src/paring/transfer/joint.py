@@ -69,8 +69,6 @@ def prune_joint(
     how, (low, high) = how or Nps(), within
     if not low < high:
         raise ValueError(f"lambda is searched within {low:g} to {high:g}; expected a range: a low end below the high one")
-    if how.saliency:
-        raise ValueError(f"saliency is {how.saliency:g}; expected 0 where lambda is searched too")
     cut, pool, scale = pooled(vector, keep, how)
     first = {name: [*x, min(max(1.0, low), high)] for name, x in starts(cut, how, scale, keep).items()}
     for name, (weights, lam) in (also or {}).items():
