@@ -35,6 +35,7 @@ _HOME = {
     "inject_peft": "paring.trainer.paper",
     "restore_layers": "paring.trainer.paper",
 }
+_ROOMS = ("probe",)
 __all__ = [
     "Bank",
     "DeltaError",
@@ -49,12 +50,14 @@ __all__ = [
     "diff",
     "inject_peft",
     "load_delta",
+    "probe",
     "restore_layers",
     "save_delta",
     "sliced",
 ]
 
 if TYPE_CHECKING:
+    from paring import probe
     from paring.bank.bank import Bank
     from paring.delta.diff import diff
     from paring.delta.errors import DeltaError
@@ -70,6 +73,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"paring.{name}")
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
     raise AttributeError(f"module 'paring' has no attribute {name!r}; it has {', '.join(__all__)}")

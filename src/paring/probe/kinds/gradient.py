@@ -1,0 +1,191 @@
+"""Is any slice a winner? The restricted gradient norm of every slice position in every layer; see ``paring.probe.gradient``.
+
+A cell is a seed: it draws the calibration rows and, where the model brings no head, the new head's weights.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from paring.probe.bench import Bench, calibration
+from paring.probe.gradient import mean_gradients, slice_norms
+from paring.probe.intervals import mean_interval, share_interval
+from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
+from paring.tune.config import SliceConfig
+from paring.tune.schedules import check, positions
+from paring.tune.slices import AXES, Axis
+
+FAINT = 0.01  # of an even share of its layer's gradient: a winner by name alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Which slices, and on what.
+
+    Attributes:
+        rank: rows (columns) in a slice, at least 1.
+        axes: "row", "column".
+        rows: calibration rows drawn for a seed.
+        batch_size: rows in a backward.
+        seeds: of the rows and of a new head.
+
+    Raises:
+        ValueError: naming the setting, what it is, what was expected.
+    """
+
+    rank: int = 5
+    axes: tuple[Axis, ...] = AXES
+    rows: int = 256
+    batch_size: int = 32
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        for name in ("axes", "seeds"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("rank", "rows", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a whole number, at least 1")
+        if not self.axes or set(self.axes) - set(AXES) or len(set(self.axes)) < len(self.axes):
+            raise ValueError(f"axes is {self.axes!r}; expected 'row', 'column', or both")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {self.seeds!r}; expected at least one whole number, every one once")
+
+
+@contextmanager
+def plan(bench: Bench, settings: Settings) -> Iterator[Plan]:
+    config = SliceConfig(
+        rank=settings.rank,
+        modes=("row",),
+        move_steps=None,
+        targets=bench.subject.targets,
+        exclude=bench.subject.exclude,
+    )
+    selection = bench.select(bench.model(settings.seeds[0]).model, config)
+    for axis in settings.axes:
+        check(SliceConfig(rank=settings.rank, modes=(axis,), move_steps=None), {x.name: x.matrix for x in selection.layers})
+
+    def measure(cell: Cell) -> Tables:
+        seed = int(cell.what["seed"])  # type: ignore[arg-type]
+        loaded = bench.model(seed)
+        layers = bench.select(loaded.model, config).layers
+        batches = calibration(bench.inputs(loaded), settings.rows, settings.batch_size, seed)
+        gradients, loss = mean_gradients(loaded.model, layers, batches)
+        tables: Tables = {"layers": [], "slices": []}
+        for layer in layers:
+            for axis in settings.axes:
+                at = positions(config, layer.matrix.extent(axis))
+                rows = slices_of(gradients[layer.name], axis, at, settings.rank)
+                what: Row = {"layer": layer.name, "axis": axis}
+                tables["slices"] += [what | row for row in rows]
+                more: Row = {"block": layer.matrix.block, "loss": loss}
+                tables["layers"].append(what | more | _distribution(gradients[layer.name], rows))
+        return tables
+
+    given = {"rank": settings.rank, "axes": settings.axes, "rows": settings.rows, "batch_size": settings.batch_size}
+    facts = {"num_layers": len(selection.layers), "num_rows": min(settings.rows, len(bench.data.train))}
+    yield Plan([Cell({"seed": seed}) for seed in settings.seeds], measure, given, facts, selection.notes)
+
+
+def slices_of(gradient: Tensor, axis: Axis, at: tuple[int, ...], rank: int) -> list[Row]:
+    """A row for every position: ``position``, ``norm``, ``relative_norm`` (None where the layer's gradient is zero)."""
+    norms = slice_norms(gradient, axis, at, rank).tolist()
+    extent = gradient.shape[1 if axis == "row" else 2]
+    even = float(gradient.double().norm()) * math.sqrt(rank / extent)
+    return [
+        {"position": position, "norm": _short(norm), "relative_norm": _short(norm / even) if even else None}
+        for position, norm in zip(at, norms, strict=True)
+    ]
+
+
+def _short(number: float) -> float:
+    """Six digits: there are many of them."""
+    return float(f"{number:.6g}")
+
+
+def _distribution(gradient: Tensor, rows: list[Row]) -> Row:
+    norms = sorted(float(row["norm"]) for row in rows)  # type: ignore[arg-type]
+    return {
+        "gradient_norm": float(gradient.double().norm()),
+        "zero_entries": float((gradient == 0).double().mean()),
+        "num_slices": len(norms),
+        "num_zero": sum(norm == 0 for norm in norms),
+        "least": norms[0],
+        "median": norms[len(norms) // 2],
+        "most": norms[-1],
+    }
+
+
+def verdict(tables: Tables, settings: Settings) -> Verdict:
+    """Holds where no slice, of any seed, has a zero gradient."""
+    rows = tables["slices"]
+    zero = [row for row in rows if not row["norm"]]
+    low, high = share_interval(len(zero), len(rows))
+    relative = [0.0 if row["relative_norm"] is None else float(row["relative_norm"]) for row in rows]
+    faint = sum(value < FAINT for value in relative)
+    by_seed = [
+        sum(float(r["relative_norm"] or 0) for r in rows if r["seed"] == seed) / sum(r["seed"] == seed for r in rows)
+        for seed in settings.seeds
+    ]
+    mean, half = mean_interval(by_seed)
+    order = sorted(relative)
+    least = rows[relative.index(order[0])]
+    num_positions = len(rows) // len(settings.seeds)
+    numbers: Row = {
+        "num_slices": len(rows),
+        "num_positions": num_positions,
+        "num_seeds": len(settings.seeds),
+        "num_zero": len(zero),
+        "share_zero": len(zero) / len(rows),
+        "share_zero_low": low,
+        "share_zero_high": high,
+        "num_faint": faint,
+        "mean_relative_norm": mean,
+        "mean_relative_norm_half_width": half if math.isfinite(half) else None,
+        "least_relative_norm": order[0],
+        "median_relative_norm": order[len(order) // 2],
+        "most_relative_norm": order[-1],
+        "least_layer": least["layer"],
+    }
+    others = num_positions * len(settings.seeds) - len(zero)
+    said = (
+        f"for {others} of {num_positions} slice positions x {len(settings.seeds)} seeds (rank {settings.rank}): the gradient "
+        f"is zero for {100 * len(zero) / len(rows):.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f} %); beside an "
+        f"even share of its layer's gradient the faintest slice has {order[0]:.3g} ({least['axis']} {least['position']} of "
+        f"{least['layer']}), the middle one {order[len(order) // 2]:.2f}, the strongest {order[-1]:.3g}; {faint} have less "
+        f"than {FAINT:g}"
+    )
+    return Verdict(not zero, said, numbers)
+
+
+KIND = Kind(
+    name="gradient",
+    title="Restricted gradients",
+    claim="Every slice of a pretrained network is a local winner: the loss has a gradient on it",
+    source="SliceFine, definition of a local winner",
+    settings=Settings,
+    needs="rows",
+    plan=plan,
+    columns={
+        "seed": "of the calibration rows and of a new head",
+        "layer": "name of the layer",
+        "block": "block of the network it stands in, from the input",
+        "axis": "slices of rows or of columns",
+        "loss": "mean over the calibration rows",
+        "gradient_norm": "of the gradient of the whole matrix",
+        "zero_entries": "share of its entries that are exactly zero",
+        "num_slices": "slice positions",
+        "num_zero": "slices whose gradient is exactly zero",
+        "least": "norm of the gradient on the slice that has least",
+        "median": "norm of the gradient, median over slices",
+        "most": "norm of the gradient on the slice that has most",
+        "position": "first row (column) of the slice",
+        "norm": "of the gradient on the slice's entries",
+        "relative_norm": "norm over that of an even share of the matrix's gradient; empty: the whole gradient is zero",
+    },
+    verdict=verdict,
+    figure="gradient",
+)

@@ -1,0 +1,26 @@
+"""The kinds of probes by name, each with the module that holds its ``KIND``; loaded when it is asked for."""
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from paring.probe.kind import Kind
+
+KINDS: dict[str, str] = {
+    "spectra": "paring.probe.kinds.spectra",  # spectral balance: SliceFine, Lemma 2.1
+    "gradient": "paring.probe.kinds.gradient",  # local winners: SliceFine, definition of a winner
+}
+
+
+def kind_named(name: str) -> Kind:
+    """A kind.
+
+    Raises:
+        ValueError: there is none of this name; names the nearest.
+    """
+    if name not in KINDS:
+        near = get_close_matches(name, KINDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(KINDS)}"
+        raise ValueError(f"there is no probe {name!r}; {hint}")
+    found = import_module(KINDS[name]).KIND
+    assert isinstance(found, Kind)
+    return found
