@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from paring import __version__
-from paring.cli import bank, deltas, demo, fuse, neighbours, probe, slim, transfer, tune
+from paring.cli import bank, deltas, demo, fuse, neighbours, probe, report, slim, transfer, tune
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +23,7 @@ def parser() -> argparse.ArgumentParser:
     transfer.add_parser(jobs)
     fuse.add_parser(jobs)
     bank.add_parser(jobs)
+    report.add_parser(jobs)
     probe.add_parser(jobs)
     return top
 

@@ -65,7 +65,7 @@ def summarise(path: str | Path, *, by: str = "layer") -> Summary:
     for checkpoint, manifest in opened:
         for name, entry in manifest.entries.items():
             size = sum(checkpoint.info(stored_name(name, part)).nbytes for part in entry.parts)
-            groups.setdefault(_layer(name) if by == "layer" else name, []).append((entry, size))
+            groups.setdefault(layer_of(name) if by == "layer" else name, []).append((entry, size))
     rows = tuple(_row(name, group) for name, group in groups.items())
     first = opened[0][1]
     entries = {name: entry for _, m in opened for name, entry in m.entries.items()}
@@ -130,8 +130,8 @@ def _row(name: str, group: list[tuple[Entry, int]]) -> Row:
     return Row(name, len(entries), total, kept, sum(size for _, size in group), "; ".join(coding))
 
 
-def _layer(name: str) -> str:
-    """The name up to the first number in it: ``bert.encoder.layer.0``; without one, without its last component."""
+def layer_of(name: str) -> str:
+    """A tensor's layer, its name up to the first number (``bert.encoder.layer.0``); without one, all but the last component."""
     found = re.match(r"(.*?\.\d+)(?=\.|$)", name)
     return found[1] if found else name.rpartition(".")[0] or name
 

@@ -17,9 +17,11 @@ from paring.bank import Bank
 from paring.demo.methods import METHODS, Method
 from paring.demo.picture import picture
 from paring.demo.runs import TaskResults, score, tune_all
+from paring.demo.samples import as_text, samples
 from paring.demo.slimming import KEEP, VALUES
 from paring.demo.table import conclusions, table
 from paring.files import write_bytes
+from paring.report import PAGE, write_report
 from paring.tasks.digits import Shift, accuracy, load_splits, named_shifts, one_thread, pretrained
 from paring.tasks.digits.vit import PRETRAINING_STEPS
 from paring.tasks.extras import require
@@ -36,7 +38,7 @@ def run(
     pretraining_steps: int = PRETRAINING_STEPS,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Runs the demo: prints a table and what it shows, writes ``demo.json``, ``demo.png`` and a folder of deltas.
+    """Runs the demo: prints a table and what it shows, writes ``demo.json``, ``demo.png``, a folder of deltas and a page.
 
     Args:
         out: folder for these; made when missing, and asked for before anything is trained.
@@ -81,7 +83,7 @@ def run(
         "splits": {name: len(examples) for name, examples in load_splits().items()},
         "base": {"num_weights": size, "upright_test_accuracy": upright, "bitwise_intact": all(d.intact for d in done)},
         "tasks": [
-            {"name": s.name, "summary": s.summary, "untuned_test_accuracy": d.untuned_accuracy}
+            {"name": s.name, "summary": s.summary, "untuned_test_accuracy": d.untuned_accuracy, "samples": _samples(s)}
             for s, d in zip(shifts, done, strict=True)
         ],
         "methods": [_described(method) for method in METHODS.values()],
@@ -98,6 +100,7 @@ def run(
     write_bytes(out / "demo.json", (json.dumps(record, indent=2) + "\n").encode())
     write_bytes(out / "demo.png", picture(record, shifts))
     print(f"Wrote {out / 'demo.json'}, {out / 'demo.png'} and {out / DELTAS}/; {time.perf_counter() - start:.0f} s.")
+    print(f"Wrote {write_report(out, out / PAGE)}: the numbers as a page, to open in a browser.")
     return record
 
 
@@ -125,6 +128,11 @@ def _banked(model: nn.Module, shifts: Sequence[Shift], done: Sequence[TaskResult
         "checkpoint_bytes": checkpoint * len(results),
         "median_swap_seconds": median(swaps),
     }
+
+
+def _samples(shift: Shift) -> dict[str, list[str]]:
+    before, shown, labels = samples(shift)
+    return {"upright": as_text(before), "shown": as_text(shown), "labels": [str(int(label)) for label in labels]}
 
 
 def _described(method: Method) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paring.tasks.digits import Shift, load_splits
+from paring.demo.samples import samples
+from paring.tasks.digits import Shift
 from paring.tasks.extras import require
 
 # By method: colour-blind safe (Okabe and Ito), and told apart by line style too.
@@ -18,7 +19,6 @@ _STYLES = {
     "moving": {"color": "#0072B2", "linestyle": "-"},
     "full": {"color": "#222222", "linestyle": "-."},
 }
-_NUM_SAMPLES = 5  # digits shown: the first of the classes 0, 2, 4, 6, 8 in the train split
 
 
 def picture(record: Mapping[str, Any], shifts: Sequence[Shift]) -> bytes:
@@ -60,17 +60,15 @@ def _samples(axis: Any, shift: Shift, sides: tuple[str, str]) -> None:
     Args:
         sides: what is written beside the two rows.
     """
-    train = load_splits()["train"]
-    first = torch.stack([(train.labels == digit).nonzero()[0, 0] for digit in range(0, 10, 10 // _NUM_SAMPLES)])
-    images, labels = train.images[first], train.labels[first]
-    sheet = torch.cat([_row(images), _row(shift.images(images))], dim=0)
+    images, shifted, labels = samples(shift)
+    sheet = torch.cat([_row(images), _row(shifted)], dim=0)
     axis.imshow(sheet.numpy(), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
     # the name, and the summary in two short lines under it: as wide as the panel, not wider
     summary = textwrap.fill(shift.summary, 46)
     axis.set_title(summary + "\n" * (1 - summary.count("\n")), fontsize=7.5, color="#444444", pad=4)
     axis.text(0.5, 1.42, shift.name, transform=axis.transAxes, ha="center", fontweight="bold", fontsize=11)
-    ticks = [9 * i + 3.5 for i in range(len(first))]
-    axis.set_xticks(ticks, [str(int(label)) for label in shift.labels(labels)])
+    ticks = [9 * i + 3.5 for i in range(len(images))]
+    axis.set_xticks(ticks, [str(int(label)) for label in labels])
     axis.set_yticks([3.5, 12.5], sides)
     axis.tick_params(length=0, labelsize=8)
     axis.spines[:].set_visible(False)

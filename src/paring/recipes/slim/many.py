@@ -6,7 +6,7 @@ NPS's third application (Du et al. 2025, arXiv 2505.18713): one base and N slim 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from paring.delta.inspect import summarise
 from paring.delta.taskvector import TaskVector
 from paring.files import replacing_folder
 from paring.recipes.calibration import Files
+from paring.recipes.made_with import made_with
 from paring.recipes.slim.methods import choose, summary
 from paring.recipes.slim.output import SUFFIX, check_new, facts_of
 from paring.recipes.slim.problem import Problem
 from paring.recipes.slim.report import NOT_KNOWN, aligned
-from paring.recipes.slim.run import Say, begin_record, final_scores, opened, print_line, try_all
+from paring.recipes.slim.run import LOCAL, Say, begin_record, final_scores, opened, print_line, try_all
 from paring.recipes.slim.settings import SlimSettings
 
 RECORD = "slim.json"
@@ -87,8 +88,10 @@ def slim_bank(
             "tried": [summary(a) for a in attempts],
             "checkpoint_bytes": checkpoint_bytes(vectors[name]),
         }
-        del records[name]["keeps"]
+        for key in ("keeps", "settings", "versions", "machine"):  # the last three are the bank's
+            del records[name][key]
     record: dict[str, Any] = {"keep": keep, "base_bytes": base_bytes(vectors[first].base), "tasks": records}
+    record |= made_with(asdict(settings), LOCAL)
     if bank.is_dir() and not any(bank.iterdir()):
         bank.rmdir()
     with replacing_folder(bank, settings.overwrite) as folder:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from paring.delta.inspect import summarise
 from paring.delta.taskvector import TaskVector
 from paring.files import write_bytes
 from paring.recipes.calibration import Files
+from paring.recipes.made_with import made_with
 from paring.recipes.scoring import Scores
 from paring.recipes.slim.methods import Attempt, attempt, choose, plan, summary
 from paring.recipes.slim.output import check_new, check_report, facts_of, write
@@ -27,6 +29,7 @@ from paring.slim.refit import Refit
 
 Say = Callable[[str], None]
 RUN = "run.json"  # in the folder of a search: whose it is
+LOCAL = ("search", "report", "config", "overwrite", "workers")  # settings that say nothing about the result
 
 
 def print_line(line: str) -> None:
@@ -220,4 +223,5 @@ def begin_record(delta: Path, method: str, settings: SlimSettings, about: Proble
         "rows": {} if about is None else {split: s.num_rows for split, s in about.scorings.items()},
         "tuned": scores,
         "keeps": [],
+        **made_with(asdict(settings), LOCAL),
     }

@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from paring.recipes.made_with import made_with
 from paring.recipes.slim.report import aligned
 from paring.recipes.transfer.methods import Candidate
 from paring.recipes.transfer.problem import Place, Problem
 from paring.recipes.transfer.settings import TransferSettings
 from paring.transfer.scores import Point, best, pareto
+
+_LOCAL = ("search", "report", "config", "overwrite")  # settings that say nothing about the result
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def record(
             for t in traced
         ],
         "pareto": [{"method": points[i][0], "lambda": points[i][1].lam} for i in pareto([point for _, point in points])],
+        **made_with(asdict(settings), _LOCAL),
     }
 
 

@@ -1,0 +1,143 @@
+// Figures: legend entries are switches; the pointer, a finger or the arrow keys show values.
+"use strict";
+(() => {
+  const SVG = "http://www.w3.org/2000/svg";
+
+  for (const figure of document.querySelectorAll("figure.figure")) {
+    for (const entry of figure.querySelectorAll(".legend li")) addSwitch(figure, entry);
+    for (const plot of figure.querySelectorAll("svg.plot")) addValues(plot);
+  }
+
+  function addSwitch(figure, entry) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.setAttribute("aria-pressed", "true");
+    button.append(...entry.childNodes);
+    entry.append(button);
+    button.addEventListener("click", () => {
+      const shown = button.getAttribute("aria-pressed") !== "true";
+      button.setAttribute("aria-pressed", String(shown));
+      for (const group of figure.querySelectorAll("g.series")) {
+        if (group.dataset.series === entry.dataset.series) group.classList.toggle("off", !shown);
+      }
+    });
+  }
+
+  function addValues(plot) {
+    const [left, top, right, bottom] = plot.dataset.box.split(" ").map(Number);
+    const groups = [...plot.querySelectorAll("g.series")].map((group) => ({
+      group,
+      name: group.dataset.series,
+      shape: group.dataset.shape,
+      level: group.dataset.level,
+      faint: group.classList.contains("faint"),
+      points: JSON.parse(group.dataset.points || "[]"),
+    }));
+    const lines = groups.filter((g) => g.shape === "line" || g.shape === "step").filter((g) => !g.faint);
+    const tip = document.createElement("div");
+    tip.className = "tip off";
+    tip.setAttribute("role", "status");
+    plot.closest(".panel").append(tip);
+    const marks = document.createElementNS(SVG, "g");
+    plot.append(marks);
+    let stop = null; // where the keys are
+
+    const visible = (list) => list.filter((g) => !g.group.classList.contains("off"));
+
+    // The places that the arrow keys visit, from left to right: of lines each x once, of clouds each point.
+    function stops() {
+      if (lines.length) return [...new Set(visible(lines).flatMap((g) => g.points.map((p) => p[0])))].sort((a, b) => a - b);
+      return visible(groups).flatMap((g) => g.points.map((p) => ({ g, p }))).sort((a, b) => a.p[0] - b.p[0]);
+    }
+
+    function nearest(x, y) {
+      const away = lines.length ? (at) => Math.abs(at - x) : ({ p }) => Math.hypot(p[0] - x, p[1] - y);
+      const found = stops();
+      let best = -1;
+      found.forEach((one, i) => { if (best < 0 || away(one) < away(found[best])) best = i; });
+      return best;
+    }
+
+    function show(number) {
+      const found = stops();
+      if (number < 0 || number >= found.length) return hide();
+      stop = number;
+      const at = found[number];
+      const hits = lines.length
+        ? visible(lines).map((g) => ({ g, p: g.points.find((p) => Math.abs(p[0] - at) < 0.06) })).filter((hit) => hit.p)
+        : [at];
+      const levels = visible(groups).filter((g) => g.level !== undefined);
+      draw(hits, hits[0].p[0]);
+      write(hits, levels);
+      place(hits);
+    }
+
+    function hide() {
+      stop = null;
+      tip.classList.add("off");
+      marks.replaceChildren();
+    }
+
+    function draw(hits, x) {
+      const cross = document.createElementNS(SVG, "line");
+      for (const [name, value] of [["x1", x], ["x2", x], ["y1", top], ["y2", bottom], ["class", "cross"]]) cross.setAttribute(name, value);
+      const rings = hits.map(({ p }) => {
+        const ring = document.createElementNS(SVG, "circle");
+        for (const [name, value] of [["cx", p[0]], ["cy", p[1]], ["r", 5], ["class", "ring"]]) ring.setAttribute(name, value);
+        return ring;
+      });
+      marks.replaceChildren(...(lines.length ? [cross] : []), ...rings);
+    }
+
+    function write(hits, levels) {
+      const head = document.createElement("p");
+      const label = hits[0].p[4] ? ` (${hits[0].p[4]})` : "";
+      head.textContent = `${plot.dataset.x}: ${hits[0].p[2]}${label}`;
+      const list = document.createElement("ul");
+      const rows = [...hits.map(({ g, p }) => [g, p[3]]), ...levels.map((g) => [g, g.level])];
+      for (const [g, value] of rows) {
+        const item = document.createElement("li");
+        const name = document.createElement("span");
+        name.className = [...g.group.classList].filter((c) => c !== "faint").join(" ");
+        name.textContent = g.name;
+        const number = document.createElement("b");
+        number.textContent = value;
+        item.append(name, number);
+        list.append(item);
+      }
+      tip.replaceChildren(head, list);
+      tip.classList.remove("off");
+    }
+
+    // Beside the points, on the side that has more room.
+    function place(hits) {
+      const box = plot.getBoundingClientRect();
+      const panel = tip.parentElement.getBoundingClientRect();
+      const scale = box.width / plot.viewBox.baseVal.width;
+      const x = box.left - panel.left + hits[0].p[0] * scale;
+      const beside = hits[0].p[0] > (left + right) / 2 ? x - tip.offsetWidth - 12 : x + 12;
+      tip.style.left = `${Math.max(0, Math.min(beside, panel.width - tip.offsetWidth))}px`;
+      tip.style.top = `${box.top - panel.top + (lines.length ? top : Math.max(0, hits[0].p[1] - 40)) * scale}px`;
+    }
+
+    function follow(event) {
+      const box = plot.getBoundingClientRect();
+      const scale = plot.viewBox.baseVal.width / box.width;
+      show(nearest((event.clientX - box.left) * scale, (event.clientY - box.top) * scale));
+    }
+
+    plot.addEventListener("pointermove", follow);
+    plot.addEventListener("pointerdown", follow);
+    plot.addEventListener("pointerleave", hide);
+    plot.addEventListener("blur", hide);
+    plot.addEventListener("keydown", (event) => {
+      const last = stops().length - 1;
+      const from = stop === null ? -1 : stop;
+      const to = { ArrowRight: Math.min(from + 1, last), ArrowLeft: Math.max(from - 1, 0), Home: 0, End: last }[event.key];
+      if (event.key === "Escape") hide();
+      if (to === undefined) return;
+      event.preventDefault();
+      show(to);
+    });
+  }
+})();
