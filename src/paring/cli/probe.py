@@ -29,6 +29,11 @@ def add_parser(subparsers: Any) -> None:
     spectra.add_argument("--controls", nargs="*", choices=("gaussian", "permuted"), help="matrices to compare with (both)")
     spectra.add_argument("--bound", type=float, metavar="RATIO", help="of mean eigenvalues between groups, that is alike (2)")
 
+    energy = _kind(kinds, "energy", "do features hold the task, in few directions? Pretrained beside untrained")
+    add_rows(energy)
+    energy.add_argument("--bound", type=float, metavar="SHARE", help="of the width, that is few directions (0.1)")
+    add_calibration(energy, 512)
+
     gradient = _kind(kinds, "gradient", "has the loss a gradient on every slice? One backward for each batch of rows")
     add_rows(gradient)
     gradient.add_argument("--rank", type=int, metavar="N", help="rows or columns in a slice (5)")
@@ -60,9 +65,9 @@ def add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--validation", type=float, metavar="SHARE", help="rows held out where there is no such split (0.1)")
 
 
-def add_calibration(parser: argparse.ArgumentParser) -> None:
+def add_calibration(parser: argparse.ArgumentParser, rows: int = 256) -> None:
     """What a kind takes that looks at a few rows."""
-    parser.add_argument("--rows", type=int, metavar="N", help="calibration rows, drawn from the train split (256)")
+    parser.add_argument("--rows", type=int, metavar="N", help=f"calibration rows, drawn from the train split ({rows})")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows at a time (32)")
 
 

@@ -1,9 +1,12 @@
 """What cells are measured on: the checkpoint on disk, the model in memory, rows as batches. Made when first asked for."""
 
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -141,18 +144,19 @@ class Bench:
 def calibration(inputs: Inputs, count: int, batch_size: int, seed: int) -> Iterator[Batch]:
     """``count`` train rows drawn without replacement (all, where there are fewer), as batches on the device that is there."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(inputs.train), generator=generator)[:count].tolist()
+    yield from batches_of(inputs, torch.randperm(len(inputs.train), generator=generator)[:count].tolist(), batch_size)
+
+
+def batches_of(inputs: Inputs, rows: Sequence[int], batch_size: int) -> Iterator[Batch]:
+    """Train rows by their numbers, in this order, as batches on the device that is there."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for start in range(0, len(drawn), batch_size):
-        batch = inputs.collate([inputs.train[row] for row in drawn[start : start + batch_size]])
+    for start in range(0, len(rows), batch_size):
+        batch = inputs.collate([inputs.train[row] for row in rows[start : start + batch_size]])
         yield {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def versions() -> dict[str, str]:
     """Of what the numbers depend on, and the kind of machine."""
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {}
     for name in ("paring", "torch", "transformers", "peft", "numpy"):
         try:
@@ -170,13 +174,7 @@ def _raw(rows: Any) -> Iterator[bytes]:
     for row in rows:
         image = row.get("image")
         if image is not None:
-            content = image["bytes"] if image["bytes"] is not None else open_bytes(image["path"])
+            content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
         else:
             content = row["text"].encode()
         yield content + b"\0" + str(row.get("label", "")).encode()
-
-
-def open_bytes(path: str) -> bytes:
-    from pathlib import Path
-
-    return Path(path).read_bytes()

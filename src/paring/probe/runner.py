@@ -122,7 +122,7 @@ def _head(kind: Kind, bench: Bench, settings: Any, facts: Mapping[str, Any]) -> 
         "source": kind.source,
         "state": "running",
         "begun": _now(),
-        "places": {name: getattr(bench.subject, name) for name in PLACES},
+        "places": {name: _called(getattr(bench.subject, name)) for name in PLACES},
         "model": bench.model_hash,
         "data": bench.data_hash if kind.needs == "rows" else None,
         "subject": dict(bench.subject.identity()),
@@ -167,6 +167,11 @@ def _drawing(kind: Kind) -> Callable[[Record, Tables], Any]:
 def _check_columns(kind: Kind, tables: Tables) -> None:
     unknown = {column for rows in tables.values() for row in rows for column in row} - set(kind.columns)
     assert not unknown, f"kind {kind.name}: its columns do not tell what {', '.join(sorted(unknown))} is"
+
+
+def _called(place: str | None) -> str | None:
+    """The last two parts of a path or a name on the hub: enough for a reader, and nobody's folders."""
+    return None if place is None else "/".join(Path(place).parts[-2:])
 
 
 def _now() -> str:
