@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from paring.fuse import emr
+from paring.fuse import emr, inputs
 from paring.fuse.registry import METHODS, FuseError, Inputs, method
 
 
@@ -175,8 +175,10 @@ def test_directions_that_cancel_out():
     torch.testing.assert_close(got, -0.5 * a[0])  # of two, the line between them, as in mergekit
 
 
-def test_emr_serves_each_task():
-    """The shared vector, masks and scales: by the paper's formulas, over two tensors."""
+@pytest.mark.parametrize("piece", [inputs.PIECE, 16])
+def test_emr_serves_each_task(piece, monkeypatch):
+    """The shared vector, masks and scales: by the paper's formulas, over two tensors, in one piece and in several."""
+    monkeypatch.setattr(inputs, "PIECE", piece)
     generator = torch.Generator().manual_seed(0)
     bases = [torch.randn(6, 9, generator=generator), torch.randn(11, generator=generator)]
     models = [[b + 0.1 * torch.randn(b.shape, generator=generator) for b in bases] for _ in range(3)]
@@ -187,11 +189,12 @@ def test_emr_serves_each_task():
         taus = [m - b for m, b in zip(model, bases, strict=True)]
         masks = [(t * shared > 0) for t, (shared, _) in zip(taus, of_tensors, strict=True)]
         for (_, parts), mask in zip(of_tensors, masks, strict=True):
-            assert torch.equal(parts[i].mask, mask)
+            assert torch.equal(parts[i].mask(mask.shape), mask)
         above = sum(float(t.abs().sum()) for t in taus)
         below = sum(float((shared * mask).abs().sum()) for (shared, _), mask in zip(of_tensors, masks, strict=True))
         assert emr.scale([parts[i] for _, parts in of_tensors]) == pytest.approx(above / below, rel=1e-5)
-    assert emr.scale([emr.Part(torch.zeros(2), 0.0, 0.0)]) == 0
+    assert emr.scale([emr.Part(torch.zeros(1, dtype=torch.uint8), 0.0, 0.0)]) == 0
+    assert torch.equal(merge("emr", [m[0] for m in models], bases[0], {"own": True}), bases[0])
 
 
 def test_wudi_at_its_minimum():

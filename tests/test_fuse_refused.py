@@ -273,8 +273,8 @@ def test_weights_that_sum_to_zero(tmp_path: Path, method: str) -> None:
         ({"base_model": None}, "line 1: task_arithmetic: no base; expected the pretrained model"),
         ({"merge_method": "tasc_arithmetic"}, "line 1: merge_method is 'tasc_arithmetic'; the nearest is 'task_arithmetic'"),
         (
-            {"merge_method": "emr", "models": [{"model": "a"}]},
-            "line 1: emr has a mask and a scale for each task, which a checkpoint has not",
+            {"merge_method": "emr", "models": [{"model": "a"}], "tokenizer_source": "union"},
+            "emr writes a bank of tasks of the base, whose vocabulary stays; leave tokenizer_source out",
         ),
         ({"models": []}, "line 3: no model"),
         ({"base_modle": "x"}, "unknown key 'base_modle'; did you mean 'base_model'"),

@@ -19,11 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 from paring.bank.lock import SwapLock
+from paring.bank.masked import SHARED, Common, Masked, MaskedEntries, open_masked
+from paring.bank.masked import SUFFIX as _MASKED
 from paring.delta.align import located
 from paring.delta.applied import memory_of, room, told_apart
 from paring.delta.blocks import same_bits
@@ -48,6 +51,9 @@ class Entries:
     after: Tensor
 
 
+Prepared = Entries | MaskedEntries
+
+
 class _Known(MemorySource):
     """The model's tensors, with the hashes that they had as the base."""
 
@@ -64,7 +70,8 @@ class Bank:
 
     Args:
         model: the base, alone or inside what uses it (a ``transformers`` pipeline's ``.model``); changed in place.
-        folder: deltas to begin with: every ``NAME.delta.safetensors`` in it, and every folder of shards.
+        folder: deltas to begin with: every ``NAME.delta.safetensors`` in it, every folder of shards, and every task
+            ``NAME.mask.safetensors`` of a shared vector.
 
     Raises:
         DeltaError: a delta is damaged or was made on another base. RuntimeError: a session is open on the model.
@@ -75,9 +82,11 @@ class Bank:
         self.model = model
         self._source = _Known(model)
         self._vectors: dict[str, tuple[TaskVector, dict[str, str]]] = {}
-        self._prepared: dict[str, tuple[Entries, ...]] = {}
+        self._masked: dict[str, Masked] = {}
+        self._common: WeakValueDictionary[str, Common] = WeakValueDictionary()
+        self._prepared: dict[str, tuple[Prepared, ...]] = {}
         self._active: str | None = None
-        self._on: tuple[Entries, ...] = ()  # the entries of the active delta, also when they were unloaded meanwhile
+        self._on: tuple[Prepared, ...] = ()  # the entries of the active delta, also when they were unloaded meanwhile
         self._home: str | None = None  # what is active outside of `use`
         self._users, self._mutex = 0, Lock()
         self._lock = SwapLock()
@@ -107,7 +116,8 @@ class Bank:
         """
         if name in self._vectors:
             raise ValueError(f"the bank has a delta {name!r} already; remove it first, or take another name")
-        vector = delta if isinstance(delta, TaskVector) else load_delta(delta)
+        masked = None if isinstance(delta, TaskVector) or not str(delta).endswith(_MASKED) else open_masked(delta)
+        vector = masked.vector if masked else delta if isinstance(delta, TaskVector) else load_delta(delta)
         try:
             found = vector.base.check(self._source)
             for tensor in vector.changes:
@@ -115,6 +125,8 @@ class Bank:
         except DeltaError as error:
             raise DeltaError(f"delta {name!r}: {error}") from None
         self._vectors[name] = vector, found
+        if masked:
+            self._masked[name] = masked
 
     def remove(self, name: str) -> None:
         """Forgets a delta; the active one is taken off the model first."""
@@ -122,6 +134,7 @@ class Bank:
         if self._active == name:
             self.deactivate()
         del self._vectors[name]
+        self._masked.pop(name, None)
         self._prepared.pop(name, None)
 
     def unload(self, name: str) -> None:
@@ -223,27 +236,35 @@ class Bank:
                 self._swap(previous)
             raise
 
-    def _prepare(self, name: str) -> tuple[Entries, ...]:
+    def _prepare(self, name: str) -> tuple[Prepared, ...]:
         """The entries of base + delta; the model is the base now."""
         vector, found = self._vectors[name]
-        prepared: dict[tuple[int, ...], Entries] = {}
+        masked = self._masked.get(name)
+        common = self._common.setdefault(masked.shared_id, Common(masked.shared)) if masked else None
+        prepared: dict[tuple[int, ...], Prepared] = {}
         names: dict[tuple[int, ...], str] = {}
-        for tensor_name, loaded in vector.load_all():
-            change = without_zeros(loaded)
+        for tensor_name, lazy in vector.changes.items():
             there = located(tensor_name, found)
-            tensor = self._source.tensor(there)
-            if tensor.dtype != change.dtype or tensor.shape != change.shape:
-                raise DeltaError(f"delta {name!r}: '{tensor_name}' of the model has become {list(tensor.shape)} {tensor.dtype}")
-            before = change.places.gather(tensor)
-            after = change.after(before, f"delta {name!r}: '{tensor_name}'")
-            made, key = Entries(there, change.places, before, after), memory_of(tensor)
+            tensor, where = self._source.tensor(there), f"delta {name!r}: '{tensor_name}'"
+            if tensor.dtype != lazy.dtype or tensor.shape != lazy.shape:
+                raise DeltaError(f"{where} of the model has become {list(tensor.shape)} {tensor.dtype}")
+            made: Prepared
+            if masked and common and tensor_name in masked.masked:
+                change, before = common.held(tensor_name, tensor)
+                made = MaskedEntries(there, common, change, before, masked.bits(tensor_name), masked.scale, where)
+                made.after  # noqa: B018 - an error shows before anything is written
+            else:
+                change = without_zeros(lazy.load())
+                before = change.places.gather(tensor)
+                made = Entries(there, change.places, before, change.after(before, where))
+            key = memory_of(tensor)
             first = prepared.setdefault(key, made)  # another name's, where both are one tensor here
-            if not (same_places(first.places, made.places) and same_bits(first.after, made.after)):
+            if first is not made and not (same_places(first.places, made.places) and same_bits(first.after, made.after)):
                 raise DeltaError(f"delta {name!r}: {told_apart(names[key], tensor_name)}")
             names.setdefault(key, tensor_name)
         return tuple(prepared.values())
 
-    def _take_off(self, entries: Iterable[Entries]) -> None:
+    def _take_off(self, entries: Iterable[Prepared]) -> None:
         for e in entries:
             e.places.scatter_(self._source.tensor(e.name), e.before)
 
@@ -282,15 +303,21 @@ class Bank:
 
 
 def find_deltas(folder: str | Path) -> dict[str, Path]:
-    """The deltas in a folder by name: ``NAME.delta.safetensors``, and folders of shards."""
+    """The deltas in a folder by name: ``NAME.delta.safetensors``, folders of shards, and masks of a shared vector."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of deltas {folder}")
-    files = {p.name.removesuffix(_SUFFIX): p for p in folder.iterdir() if p.is_file() and p.name.endswith(_SUFFIX)}
-    shards = {p.name.removesuffix(".delta"): p for p in folder.iterdir() if p.is_dir() and (p / INDEX).is_file()}
-    twice = files.keys() & shards.keys()
-    if twice:
-        raise DeltaError(
-            f"{folder} holds two deltas named {min(twice)!r}: {files[min(twice)].name} and {shards[min(twice)].name}"
-        )
-    return dict(sorted((files | shards).items()))
+    inside = sorted(folder.iterdir())
+    found: dict[str, Path] = {}
+    masks = any(p.name.endswith(_MASKED) for p in inside)
+    for p in inside:
+        if p.is_dir() and (p / INDEX).is_file() and not (masks and p.name == SHARED):
+            name = p.name.removesuffix(".delta")
+        elif p.is_file() and p.name.endswith((_SUFFIX, _MASKED)):
+            name = p.name.removesuffix(_SUFFIX).removesuffix(_MASKED)
+        else:
+            continue
+        if name in found:
+            raise DeltaError(f"{folder} holds two deltas named {name!r}: {found[name].name} and {p.name}")
+        found[name] = p
+    return dict(sorted(found.items()))

@@ -10,8 +10,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "bank",
         help="a folder of deltas of one base: list, verify, or write base + one of them",
-        description="A folder of deltas (NAME.delta.safetensors, or folders of shards) of one base. In Python, paring.Bank "
-        "swaps between them in memory.",
+        description="A folder of deltas (NAME.delta.safetensors, or folders of shards) of one base, or of tasks that share one "
+        "vector (NAME.mask.safetensors, by paring fuse). In Python, paring.Bank swaps between them in memory.",
     )
     jobs = parser.add_subparsers(title="jobs", metavar="JOB", required=True)
     ls = jobs.add_parser("ls", help="the deltas and what they hold")
@@ -31,48 +31,37 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _ls(options: argparse.Namespace) -> int:
-    from paring.bank import find_deltas
-    from paring.delta.inspect import summarise
+    from paring.bank.listing import listing
 
-    summaries = {name: summarise(path) for name, path in find_deltas(options.folder).items()}
-    longest = max(map(len, summaries), default=4)
-    print(f"{'name':<{longest}}  {'bytes':>13}  {'keep':>8}  {'bits/param':>10}  base      coding")
-    for name, s in summaries.items():
-        entries, kept = sum(r.entries for r in s.rows), sum(r.kept for r in s.rows)
-        coding = sorted({c for r in s.rows for c in r.coding.split("; ")})
-        print(
-            f"{name:<{longest}}  {s.num_bytes:>13,}  {kept / max(entries, 1):>8.4f}  {s.bits_per_parameter:>10.3f}  "
-            f"{s.manifest.base.total[:8]}  {'; '.join(coding)}"
-        )
-    bases = {s.manifest.base.total for s in summaries.values()}
-    print(f"{len(summaries)} deltas, {sum(s.num_bytes for s in summaries.values()):,} bytes, {len(bases)} base tables")
+    for line in listing(options.folder):
+        print(line)
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     from paring.bank import find_deltas
+    from paring.bank.listing import verify
+    from paring.bank.masked import load_task
     from paring.delta.checkpoint.read import open_checkpoint
-    from paring.delta.files import load_delta
-    from paring.delta.inspect import verify
     from paring.delta.sources import CheckpointSource
 
     source = CheckpointSource(open_checkpoint(options.base), options.base) if options.base else None
     for name, path in find_deltas(options.folder).items():
         count = verify(path)
         if source is not None:
-            load_delta(path).base.check(source)
+            load_task(path).base.check(source)
         print(f"{name}: {count} tensors, every hash as stated" + (f", made on {source.called}" if source else ""))
     return 0
 
 
 def _activate(options: argparse.Namespace) -> int:
     from paring.bank import find_deltas
-    from paring.delta.files import load_delta
+    from paring.bank.masked import load_task
     from paring.delta.patch import apply_to_checkpoint
 
     deltas = find_deltas(options.folder)
     if options.name not in deltas:
         raise ValueError(f"{options.folder} has no delta {options.name!r}; it has {', '.join(deltas) or 'none'}")
-    apply_to_checkpoint(options.base, load_delta(deltas[options.name]), Path(options.out), overwrite=options.overwrite)
+    apply_to_checkpoint(options.base, load_task(deltas[options.name]), Path(options.out), overwrite=options.overwrite)
     print(f"Wrote {options.out}: {options.base} with {options.name}")
     return 0

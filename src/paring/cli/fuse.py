@@ -3,8 +3,10 @@
 import argparse
 import sys
 import time
+from pathlib import Path
 from typing import Any, TextIO
 
+from paring.cli import fuse_search
 from paring.cli.deltas import byte_size
 
 _EVERY_S = 10.0
@@ -16,7 +18,10 @@ def add_parser(subparsers: Any) -> None:
         "fuse",
         help="several models, deltas and adapters into one",
         description="Merges checkpoints, deltas and PEFT adapters as a configuration says: mergekit's YAML, read strictly. "
-        "A run that is stopped goes on where it was when it is given again.",
+        "emr writes a bank of tasks, every other method one model. A run that is stopped goes on where it was when it is given "
+        "again (a bank's begins anew). With rows of every model's task weights are searched.",
+        epilog=fuse_search.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("config", metavar="CONFIG.yml", help="merge_method, models or slices, base_model, parameters, …")
     parser.add_argument("out", metavar="OUT", help="a new folder")
@@ -28,6 +33,7 @@ def add_parser(subparsers: Any) -> None:
         "--shard-size", type=byte_size, default=5 * 10**9, metavar="SIZE", help="the most bytes of a file (5GB)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint at OUT, when the new one is whole")
+    fuse_search.add_options(parser)
     parser.set_defaults(run=_run)
 
 
@@ -41,20 +47,34 @@ def _run(options: argparse.Namespace) -> int:
         "shard_bytes": options.shard_size,
         "overwrite": options.overwrite,
     }
+    searched = fuse_search.given(options)
     if options.dry_run:
         from paring.fuse.estimate import estimate
 
-        for line in estimate(options.config, options.out, **settings).lines():
+        about = fuse_search.unsearched(options.config) if searched else options.config
+        allow = {*options.allow, *(["extra"] if searched else [])}  # what the base lacks becomes the tasks' heads
+        for line in estimate(about, options.out, **{**settings, "allow": allow}).lines():
             print(line)
+        if searched:
+            print(f"search  {searched.get('budget', 200)} merges, each scored on all calibration rows; beside what is above")
         return 0
     from paring.fuse.engine import fuse
 
     progress = Progress(sys.stderr)
+    if searched:
+        try:
+            fuse_search.run(options.config, options.out, searched, **settings, report=progress)
+        finally:
+            progress.end()
+        return 0
     try:
         fused = fuse(options.config, options.out, **settings, report=progress)
     except KeyboardInterrupt:
         progress.end()
-        print("paring: stopped; the same command goes on from here", file=sys.stderr)
+        from paring.fuse.output import hidden
+
+        there = hidden(Path(options.out).resolve()).is_dir()
+        print(f"paring: stopped; the same command {'goes on from here' if there else 'begins anew'}", file=sys.stderr)
         raise
     finally:
         progress.end()

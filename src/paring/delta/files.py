@@ -32,7 +32,7 @@ from paring.delta.taskvector import Lazy, TaskVector, low_rank
 from paring.files import replacing, replacing_folder
 
 INDEX = "delta.safetensors.index.json"
-_WORKERS, _MOST_IN_WORK, _BESIDE = 2, 16, 160 << 20  # threads; tensors in work, and their bytes beside the largest
+_MOST_IN_WORK, _BESIDE = 16, 160 << 20  # tensors in work, and their bytes beside the largest
 COMPRESSIONS = ("zstd", "none")
 _INDEX_FORMAT, _MOST_INDEX_BYTES = 1, 1 << 20
 _SHARD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
@@ -48,6 +48,7 @@ def save_delta(
     compression: str = "zstd",
     shard_bytes: int | None = None,
     overwrite: bool = True,
+    threads: int = 2,
 ) -> int:
     """Writes a task vector to ``path``, whole or not at all.
 
@@ -61,6 +62,7 @@ def save_delta(
             tensors they change. To write these takes as long as compressing them, or longer.
         shard_bytes: the most bytes of a file, where more than one tensor is in it; None: one file.
         overwrite: whether something at ``path`` may be replaced.
+        threads: tensors that are coded at a time; the bytes do not depend on it.
 
     Returns:
         Bytes written.
@@ -76,12 +78,12 @@ def save_delta(
     room = header_room(vector, head.facts)
     if shard_bytes is None:
         with replacing(path, overwrite) as temporary, Spool(temporary, room) as spool:
-            for name, encoded in _encoded(vector, values, group, compression):
+            for name, encoded in _encoded(vector, values, group, compression, threads):
                 spool.add(name, encoded)
             return spool.finish(head)
     with replacing_folder(path, overwrite) as folder, ExitStack() as stack:
         spools = [stack.enter_context(Spool(folder / "0", room))]
-        for name, encoded in _encoded(vector, values, group, compression):
+        for name, encoded in _encoded(vector, values, group, compression, threads):
             if spools[-1].num_bytes and spools[-1].num_bytes + encoded.num_bytes > shard_bytes:
                 spools.append(stack.enter_context(Spool(folder / str(len(spools)), room)))
             spools[-1].add(name, encoded)
@@ -197,6 +199,11 @@ def _shards(path: Path) -> tuple[list[Path], str | None]:
 
 def _open(path: Path) -> tuple[Checkpoint, Manifest]:
     checkpoint = open_checkpoint(path, kind="safetensors")
+    if "paring.mask" in checkpoint.metadata and KEY not in checkpoint.metadata:
+        raise DeltaError(
+            f"{path} is a task of a bank with a shared vector, no delta by itself: paring.Bank opens its folder, and `paring "
+            "bank activate` writes base + task"
+        )
     manifest = parse(checkpoint.metadata.get(KEY), str(path))
     wanted = {stored_name(n, part): (n, part) for n, e in manifest.entries.items() for part in e.parts}
     if wanted.keys() != set(checkpoint.names):
@@ -222,7 +229,7 @@ def _lazy(checkpoint: Checkpoint, name: str, entry: Entry) -> Lazy:
     return Lazy(entry.shape, entry.dtype, entry.kind, load)
 
 
-def _encoded(vector: TaskVector, values: str, group: int, compression: str) -> Iterator[tuple[str, Encoded]]:
+def _encoded(vector: TaskVector, values: str, group: int, compression: str, threads: int) -> Iterator[tuple[str, Encoded]]:
     """Every change that changes something, coded; a few at a time in threads, in order."""
 
     def one(name: str, lazy: Lazy) -> Encoded | None:
@@ -234,7 +241,7 @@ def _encoded(vector: TaskVector, values: str, group: int, compression: str) -> I
 
     sizes = {name: lazy.shape.numel() * lazy.dtype.itemsize for name, lazy in vector.changes.items()}
     most, in_work = max(sizes.values(), default=0) + _BESIDE, 0
-    with ThreadPoolExecutor(_WORKERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         waiting: deque[tuple[str, Future[Encoded | None]]] = deque()
         todo = deque(vector.changes)
         try:

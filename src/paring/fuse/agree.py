@@ -110,7 +110,7 @@ def refuse_unlike(catalogue: Catalogue, reference: Catalogue, *, vocabulary: boo
     for name in reference.names:
         if there.infos[name].dtype.is_floating_point:
             catalogue.own(name)
-    extra = [name for name in catalogue.extra if not _is_copy(catalogue, reference, name)]
+    extra = extra_of(catalogue, reference)
     if extra and "extra" not in allow:
         more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
         raise DeltaError(
@@ -120,6 +120,11 @@ def refuse_unlike(catalogue: Catalogue, reference: Catalogue, *, vocabulary: boo
     for name in reference.names:
         if catalogue.has(name):
             refuse_shape(name, catalogue, reference, vocabulary=vocabulary)
+
+
+def extra_of(catalogue: Catalogue, reference: Catalogue) -> list[str]:
+    """The tensors of a model that the reference lacks, by the reference's way to name them. DeltaError: one is tied there."""
+    return [name for name in catalogue.extra if not _is_copy(catalogue, reference, name)]
 
 
 def refuse_shape(name: str, catalogue: Catalogue, reference: Catalogue, *, vocabulary: bool) -> None:

@@ -22,6 +22,7 @@ from paring.delta.checkpoint.fingerprint import remember, remembered, tensor_has
 from paring.delta.checkpoint.write import LaidOut, lay_out
 from paring.delta.errors import DeltaError
 from paring.fuse.agree import ALLOW
+from paring.fuse.as_bank import refuse_present_bank, write_bank
 from paring.fuse.config import Config, Reference, read_config
 from paring.fuse.inputs import PIECE, Cuts, FuseError, Inputs
 from paring.fuse.models import Read
@@ -59,7 +60,7 @@ def fuse(
     overwrite: bool = False,
     report: Report = lambda done, total: None,
 ) -> Fused:
-    """Merges models as a configuration says, into a new folder that ``from_pretrained`` loads.
+    """Merges models as a configuration says, into a new folder that ``from_pretrained`` loads; by ``emr`` into a bank.
 
     Args:
         config: a file (see ``config.py``), or what ``read_config`` made of it.
@@ -80,13 +81,19 @@ def fuse(
         raise ValueError(f"allow: {min(unknown)!r}; expected {' or '.join(map(repr, ALLOW))}")
     if out.suffix == ".safetensors":
         raise ValueError(f"{out} is a file's name; a merge is written to a folder, with its configuration: take another name")
-    refuse_present(out.resolve(), overwrite)
     config = config if isinstance(config, Config) else read_config(config)
+    (refuse_present_bank if config.method.per_task_state else refuse_present)(out.resolve(), overwrite)
     plan = make_plan(config, allow)
+    if config.method.per_task_state:
+        runner = Runner(plan, None, torch.device(device), report)
+        with one_thread_each():
+            written = write_bank(
+                plan, runner, out, shard_bytes=shard_bytes, threads=threads or num_cores(), overwrite=overwrite
+            )
+        return Fused(written, sum(path.stat().st_size for path in written if path.suffix == ".safetensors"), 0)
     vocabulary = align_vocabularies(plan)
     files, index = laid_out(plan, vocabulary, shard_bytes)
     runner = Runner(plan, vocabulary, torch.device(device), report)
-    before = {r: m.checkpoint.state() for r, m in plan.models.items() if m.checkpoint}
     folder = plan.models[plan.main].folder
     copies = companions(folder) if folder else []
     other_bytes = sum(path.stat().st_size for path in copies)
@@ -94,12 +101,7 @@ def fuse(
     with writing(out, files, key, other_bytes=other_bytes, overwrite=overwrite) as output, one_thread_each():
         kept = len(output.kept)
         runner.run(output, threads or num_cores())
-        for reference, state in before.items():
-            checkpoint = plan.models[reference].checkpoint
-            assert checkpoint
-            if checkpoint.state() != state:
-                raise DeltaError(f"{plan.models[reference].called} was written to while it was read; fuse again")
-            remember(checkpoint, runner.hashes[reference], state)
+        runner.refuse_changed()
         extra = {path.name: path.read_bytes() for path in copies}
         if vocabulary and vocabulary.files:
             extra = {name: content for name, content in extra.items() if name not in REPLACED} | dict(vocabulary.files)
@@ -144,6 +146,7 @@ class Runner:
         self.plan, self.device, self._vocabulary, self._report = plan, device, vocabulary, report
         self._cuts: Mapping[str, Cuts] = {}
         self.hashes: dict[Reference, dict[str, str]] = {}
+        self._before = {r: m.checkpoint.state() for r, m in plan.models.items() if m.checkpoint}
         for reference, model in plan.models.items():
             if model.checkpoint:
                 self.hashes[reference] = dict(remembered(model.checkpoint) or {})
@@ -177,10 +180,10 @@ class Runner:
         """Where thresholds over all tensors fall: a first reading of all."""
         merged = {job.name: job for job in self.plan.jobs if job.settings}
         try:
-            return global_cuts(self.plan.config.method, list(merged), lambda name: self._inputs(merged[name]), pool.map)
+            return global_cuts(self.plan.config.method, list(merged), lambda name: self.inputs(merged[name]), pool.map)
         except FuseError as error:
             for job in merged.values():
-                if isinstance(located := self._located(job, error), DeltaError):
+                if isinstance(located := self.located(job, error), DeltaError):
                     raise located from error
             raise self.plan.config.error("scope", str(error)) from error
 
@@ -203,32 +206,55 @@ class Runner:
         if self._stop.is_set():
             return
         with room.of(self.held_bytes(job)):
-            merged = self._merged(job)
+            merged = self.merged(job)
             for name in (job.name, *job.aliases):
                 output.write(name, merged)
+        self.finished(job)
+
+    def finished(self, job: Job) -> None:
+        """That a job is done: its inputs, just read, are hashed, and its bytes counted."""
         for origin in job.origins:
             if origin.model in self.hashes:
                 self._hash(origin.model, origin.name)
         self._count(self._bytes(job))
 
-    def _merged(self, job: Job) -> Tensor:
+    def hash_rest(self) -> None:
+        """Hashes of what has not been read."""
+        for reference in self.hashes:
+            for name in self.plan.models[reference].infos:
+                self._hash(reference, name)
+
+    def refuse_changed(self) -> None:
+        """That the inputs are as they were in the beginning; their hashes, all known now, are remembered.
+
+        Raises:
+            DeltaError: one is not.
+        """
+        for reference, state in self._before.items():
+            checkpoint = self.plan.models[reference].checkpoint
+            assert checkpoint
+            if checkpoint.state() != state:
+                raise DeltaError(f"{self.plan.models[reference].called} was written to while it was read; fuse again")
+            remember(checkpoint, self.hashes[reference], state)
+
+    def merged(self, job: Job) -> Tensor:
         try:
             if job.settings is None:
                 return self._copied(job)
-            inputs = self._inputs(job)
+            inputs = self.inputs(job)
             merged = torch.empty(inputs.shape, dtype=job.info.dtype, device=self.device)
             self.plan.config.method(inputs, merged)
             merged = merged.cpu()
             if at := not_finite(merged):
                 raise FuseError(f"the merged value is {at[1]} at entry {at[0]:,}, out of the range of {job.info.dtype}")
         except FuseError as error:
-            raise self._located(job, error) from error
+            raise self.located(job, error) from error
         return merged
 
-    def _inputs(self, job: Job) -> Inputs:
+    def inputs(self, job: Job) -> Inputs:
         """What the method is given."""
         assert job.settings is not None
-        base = self._weights(job.base).to(self.device) if job.base else None
+        base = self.weights(job.base).to(self.device) if job.base else None
         aligning = self._vocabulary if job.vocabulary else None
         models, differences = [], []
         for origin in job.sources:
@@ -236,7 +262,7 @@ class Runner:
             read = model.read(origin.name)
             beside = model.beside(origin.name) if read.difference and job.base else None
             if read.difference and (aligning or beside is None or beside != self._stored(job.base)):
-                read = Read(self._weights(origin))
+                read = Read(self.weights(origin))
             models.append(read.tensor.to(self.device))
             differences.append(read.difference)
         if aligning:
@@ -253,7 +279,7 @@ class Runner:
             self._cuts.get(job.name),
         )
 
-    def _weights(self, origin: Origin) -> Tensor:
+    def weights(self, origin: Origin) -> Tensor:
         """A tensor as weights; of a difference in fp32."""
         model = self.plan.models[origin.model]
         read = model.read(origin.name)
@@ -267,9 +293,9 @@ class Runner:
 
     def _copied(self, job: Job) -> Tensor:
         """An integer buffer, which is the same in all models."""
-        first = self._weights(job.sources[0])
+        first = self.weights(job.sources[0])
         for origin in job.sources[1:]:
-            other = self._weights(origin)
+            other = self.weights(origin)
             if other.dtype != first.dtype or not torch.equal(other, first):
                 called = [self.plan.models[o.model].called for o in (job.sources[0], origin)]
                 raise FuseError(
@@ -278,7 +304,7 @@ class Runner:
                 )
         return first
 
-    def _located(self, job: Job, error: FuseError) -> Exception:
+    def located(self, job: Job, error: FuseError) -> Exception:
         """An error that names the file in which a value is not finite, or else the tensor."""
         for origin in job.origins:
             model = self.plan.models[origin.model]

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from paring.delta.checkpoint.fingerprint import tensor_hash
+from paring.fuse.as_bank import expected, refuse_present_bank
 from paring.fuse.config import Config, read_config
 from paring.fuse.engine import Runner, laid_out, num_cores, one_thread_each
 from paring.fuse.inputs import Inputs
@@ -73,11 +74,12 @@ def estimate(
         As ``engine.fuse``, as far as that shows without reading the models' tensors.
     """
     out = Path(out)
-    refuse_present(out.resolve(), overwrite)
     config = config if isinstance(config, Config) else read_config(config)
+    (refuse_present_bank if config.method.per_task_state else refuse_present)(out.resolve(), overwrite)
     plan = make_plan(config, allow)
     vocabulary = align_vocabularies(plan)
     files, _ = laid_out(plan, vocabulary, shard_bytes)
+    names, write_bytes = tuple(file.name for file in files), sum(file.num_bytes for file in files)
     runner = Runner(plan, vocabulary, torch.device(device), lambda done, total: None)
     threads = threads or num_cores()
     reads = plan.input_bytes * (1 if config.scope == "tensor" else 2)
@@ -85,15 +87,10 @@ def estimate(
         entries = sum(job.info.shape.numel() * len(job.sources) for job in plan.jobs if job.settings)
         rate = _rate(plan)
         seconds = entries * _seconds_an_entry(plan, runner.device) / threads + (reads + plan.output_bytes) / rate / threads
-    return Estimate(
-        plan,
-        out,
-        tuple(file.name for file in files),
-        reads,
-        sum(file.num_bytes for file in files),
-        runner.room_bytes(),
-        seconds,
-    )
+    held = runner.room_bytes()
+    if config.method.per_task_state:
+        names, write_bytes, held = expected(plan)
+    return Estimate(plan, out, names, reads, write_bytes, held, seconds)
 
 
 def _seconds_an_entry(plan: Plan, device: torch.device) -> float:

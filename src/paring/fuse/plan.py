@@ -18,7 +18,7 @@ from paring.fuse.agree import Catalogue, is_vocabulary, layers_of, refuse_shape,
 from paring.fuse.config import Config, Reference, Slice, Source
 from paring.fuse.inputs import FuseError
 from paring.fuse.method import Resolved
-from paring.fuse.models import Model, model_config, open_models
+from paring.fuse.models import Model, Weights, model_config, open_models
 from paring.fuse.settings import Setting, evaluate
 from paring.fuse.stacks import LAYER_KEYS, before_blocks
 
@@ -88,7 +88,7 @@ def make_plan(config: Config, allow: Collection[str] = ()) -> Plan:
     """The plan of a merge.
 
     Args:
-        allow: see ``agree.ALLOW``.
+        allow: see ``agree.ALLOW``. A bank of tasks takes what a model has more.
 
     Raises:
         ConfigError: the configuration asks for what cannot be. DeltaError: models that do not agree, damaged files.
@@ -97,10 +97,12 @@ def make_plan(config: Config, allow: Collection[str] = ()) -> Plan:
     if how.needs_data:
         raise config.error("merge_method", f"{how.name} needs calibration data, which a configuration does not give")
     if how.per_task_state:
-        said = f"{how.name} has a mask and a scale for each task, which a checkpoint has not"
-        raise config.error("merge_method", f"{said}; paring.fuse.{how.name}.parts makes them")
+        _refuse_unfit(config)
+        allow = {*allow, "extra"}  # the tasks' own, which the bank has
     models = open_models(config)
     main = config.base or config.slices[0].sources[0].model
+    if how.per_task_state and config.base and not isinstance(models[main], Weights):
+        raise config.error("base_model", f"{main} is no checkpoint; expected one, since the bank is put on it")
     reference = Catalogue(models[main], models[main])
     builder = _Builder(config, models, reference, {r: Catalogue(m, models[main]) for r, m in models.items()})
     jobs = tuple(builder.whole(config.slices[0], allow) if config.whole else builder.stacked())
@@ -267,6 +269,16 @@ class _Builder:
                         f"'{name}' and '{alias}' are one tensor in {self.reference.model.called} and differ in {model.called}; "
                         "save the first untied"
                     )
+
+
+def _refuse_unfit(config: Config) -> None:
+    """That a configuration can be written as a bank, which is of whole models and of the base as it is."""
+    name = config.method.name
+    if not config.whole:
+        raise config.error("slices", f"{name} writes a bank of tasks of the base; expected whole models, under the key models")
+    for key in ("tokenizer_source", "tokenizer"):
+        if key in config.lines:
+            raise config.error(key, f"{name} writes a bank of tasks of the base, whose vocabulary stays; leave {key} out")
 
 
 def _keys(config: Config, models: Mapping[Reference, Model]) -> dict[Reference, str]:

@@ -52,10 +52,11 @@ def other_files(
         hashes: of the inputs' tensors.
     """
     record = _record(plan, written, hashes, files)
+    row = f"| *this model* | {record['output']['tensors']} tensors | `{record['output']['fingerprint']}` |"
     found = {
         CONFIG: plan.config.text.encode(),
         RECORD: _json(record),
-        CARD: "\n".join(_card(plan, record)).encode() + b"\n",
+        CARD: "\n".join(_card(plan, record, [row])).encode() + b"\n",
     }
     if plan.model_config is not None:
         config = dict(plan.model_config)
@@ -68,11 +69,39 @@ def other_files(
     return found
 
 
+def bank_files(plan: Plan, hashes: Hashes, shared: str, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, bytes]:
+    """Name -> content of all files of a bank beside its vectors.
+
+    Args:
+        shared: by what its shared vector is known; tasks: what is said of each, with ``scale`` and ``bytes``.
+    """
+    record = _inputs(plan, hashes) | {"output": {"shared": shared, "tasks": dict(tasks)}}
+    rows = [f"| *the shared vector* | | `{shared}` |"]
+    rows += [
+        f"| *{cell(name)}* | a mask of it, scale {task['scale']:.4f}, {task['bytes']:,} bytes | |"
+        for name, task in tasks.items()
+    ]
+    use = (
+        "",
+        "Not a model by itself but a bank of tasks: `paring.Bank(base, FOLDER)` swaps between them in memory, and `paring bank "
+        "activate FOLDER NAME --base BASE --out OUT` writes one as a checkpoint.",
+    )
+    return {
+        CONFIG: plan.config.text.encode(),
+        RECORD: _json(record),
+        CARD: "\n".join(_card(plan, record, [*rows, *use])).encode() + b"\n",
+    }
+
+
 def _record(plan: Plan, written: Mapping[str, str], hashes: Hashes, files: Sequence[LaidOut]) -> dict[str, Any]:
-    config = plan.config
     infos = {name: info for file in files for name, info in file.order}
     entries = {n: (str(i.dtype).removeprefix("torch."), list(i.shape), written[n]) for n, i in infos.items()}
-    models = []
+    return _inputs(plan, hashes) | {"output": {"fingerprint": total(entries), "tensors": len(entries)}}
+
+
+def _inputs(plan: Plan, hashes: Hashes) -> dict[str, Any]:
+    """What was merged, and how."""
+    config, models = plan.config, []
     for reference in config.references:
         model = plan.models[reference]
         role = "base" if reference == config.base else "model"
@@ -88,11 +117,11 @@ def _record(plan: Plan, written: Mapping[str, str], hashes: Hashes, files: Seque
         "scope": config.scope,
         "seed": config.seed,
         "models": models,
-        "output": {"fingerprint": total(entries), "tensors": len(entries)},
     }
 
 
-def _card(plan: Plan, record: Mapping[str, Any]) -> Iterator[str]:
+def _card(plan: Plan, record: Mapping[str, Any], output: Sequence[str]) -> Iterator[str]:
+    """The lines of a model card; ``output``: the last rows of its table, and what follows."""
     config = plan.config
     hub = [r.model.partition("@")[0] for r in config.references if not r.adapter]
     hub = [name for name in dict.fromkeys(hub) if HUB_NAME.fullmatch(name)]
@@ -107,8 +136,7 @@ def _card(plan: Plan, record: Mapping[str, Any]) -> Iterator[str]:
     for model in record["models"]:
         kind = model["role"] if model["kind"] == "checkpoint" else f"{model['role']}, {model['kind']}"
         yield f"| {cell(model['name'])} | {kind} | `{model['fingerprint']}` |"
-    output = record["output"]
-    yield f"| *this model* | {output['tensors']} tensors | `{output['fingerprint']}` |"
+    yield from output
     longest = max((len(m[0]) for m in re.finditer(r"`+", config.text)), default=0)
     fence = "`" * max(3, longest + 1)
     yield from ("", "## Configuration", "", f"{fence}yaml", config.text.rstrip(), fence, "")
