@@ -29,6 +29,12 @@ def add_parser(subparsers: Any) -> None:
     spectra.add_argument("--controls", nargs="*", choices=("gaussian", "permuted"), help="matrices to compare with (both)")
     spectra.add_argument("--bound", type=float, metavar="RATIO", help="of mean eigenvalues between groups, that is alike (2)")
 
+    complexity = _kind(kinds, "complexity", "what slices, and every method of PEFT's, train, add and hold in one step")
+    add_rows(complexity)
+    complexity.add_argument("--methods", nargs="+", metavar="NAME", help="row, column, recommended, full, lora … (all)")
+    complexity.add_argument("--rank", type=int, metavar="N", help="of slices and adapters; number of virtual tokens (8)")
+    complexity.add_argument("--batch-size", type=int, metavar="N", help="rows in the step (16)")
+
     energy = _kind(kinds, "energy", "do features hold the task, in few directions? Pretrained beside untrained")
     add_rows(energy)
     energy.add_argument("--bound", type=float, metavar="SHARE", help="of the width, that is few directions (0.1)")

@@ -39,6 +39,7 @@ class Bench:
         self.subject = subject
         self.notes: list[str] = []
         self._stack = ExitStack()
+        self._inputs: Inputs | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -120,10 +121,11 @@ class Bench:
         return found
 
     def inputs(self, loaded: Loaded) -> Inputs:
-        """The rows as the model's inputs."""
-        found = prepare(self.subject.tuning(), self.data, loaded)
-        self.note(*found.notes)
-        return found
+        """The rows as the model's inputs, made once: they are the same whatever its weights."""
+        if self._inputs is None:
+            self._inputs = prepare(self.subject.tuning(), self.data, loaded)
+            self.note(*self._inputs.notes)
+        return self._inputs
 
     def select(self, model: nn.Module, config: SliceConfig | None = None) -> Selection:
         """The model's target matrices.

@@ -7,6 +7,7 @@ from paring.probe.kind import Kind
 
 KINDS: dict[str, str] = {
     "spectra": "paring.probe.kinds.spectra",  # spectral balance: SliceFine, Lemma 2.1
+    "complexity": "paring.probe.kinds.complexity",  # Table 1 of the project page, counted
     "energy": "paring.probe.kinds.energy",  # high task energy
     "gradient": "paring.probe.kinds.gradient",  # local winners: SliceFine, definition of a winner
 }
