@@ -33,6 +33,10 @@ def task_arithmetic(models, base, p, q):
     return summed(taus(models, base), base, p, q, elect=False)
 
 
+def nps(models, base, p, q):
+    return summed(taus(models, base), base, {"lambda": 1.0, "normalize": False}, q, elect=False)
+
+
 def summed(kept, base, p, q, elect):
     w = values(q, "weight")
     terms = [x * k for x, k in zip(w, kept, strict=True)]
@@ -213,6 +217,12 @@ def emr(models, base, p, q):
     d = torch.stack(taus(models, base))
     sign = (d.sum(0) >= 0).double() * 2 - 1
     return base.double() + sign * (d * sign).clamp(min=0).max(0).values
+
+
+def disjoint(models, base, p, q):
+    d = torch.stack(taus(models, base))
+    assert p["overlap"] or int((d != 0).int().sum(0).max()) <= 1
+    return base.double() + d.sum(0)
 
 
 def averaged(models, base, p, q):

@@ -28,6 +28,7 @@ SETTINGS = {
     "della": ({}, {"weight": [0.5, 0.25, -0.125], "density": [0.3, 0.5, 1.0]}),
     "della_linear": ({}, {"weight": [0.5, 0.3, -0.2], "density": [0.3, 0.5, 1.0]}),
     "sce": ({"select_topk": 0.4}, {}),
+    "nps": ({}, {"weight": [0.5, 0.3, -0.2]}),
     "consensus": ({"agree": 2}, {"weight": [1.0, 0.8, 1.2], "mask_lambda": [0.4, 0.6, 0.3]}),
     "pcb": ({"density": 0.3, "lambda": 1.2}, {"weight": [1.0, 0.8, 1.2]}),
     "tsv": ({"lambda": 0.8}, {"weight": [1.0, 0.8, 1.2]}),
@@ -154,6 +155,7 @@ BACK = {
     "emr": {},
     "tsv": {},
     "wudi": {},
+    "disjoint": {},
 }
 
 

@@ -28,9 +28,9 @@ import torch
 from paring.fuse.inputs import FuseError
 from paring.fuse.registry import Method, method
 from paring.fuse.settings import Settings, read_settings
-from paring.fuse.yamlnodes import ConfigError, Value, nearest, read_yaml
+from paring.fuse.yamlnodes import ConfigError, Value, nearest, parse_yaml, read_yaml
 
-__all__ = ["Config", "ConfigError", "Reference", "Slice", "Source", "read_config"]
+__all__ = ["Config", "ConfigError", "Reference", "Slice", "Source", "parse_config", "read_config"]
 
 _DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "float64")}
 _KEYS = (
@@ -153,7 +153,15 @@ def read_config(path: str | Path) -> Config:
         ConfigError: it is no YAML, a key is unknown or unsupported, a value wrong, a key missing; the line is named.
         OSError: it cannot be read.
     """
-    top, text = read_yaml(Path(path))
+    return _read(*read_yaml(Path(path)), Path(path))
+
+
+def parse_config(text: str, path: str | Path) -> Config:
+    """As ``read_config``, of a text; ``path`` is where it would lie, for errors."""
+    return _read(parse_yaml(text, Path(path)), text, Path(path))
+
+
+def _read(top: Value, text: str, path: Path) -> Config:
     keys = top.mapping("the configuration", _KEYS, _UNSUPPORTED)
     if "merge_method" not in keys:
         raise top.error("no merge_method; expected one, such as merge_method: ties")
@@ -180,7 +188,7 @@ def read_config(path: str | Path) -> Config:
         scope,
         _seed(keys.get("seed")),
         text,
-        Path(path),
+        path,
         {key: value.line for key, value in keys.items()},
     )
 

@@ -23,13 +23,30 @@ Per-tensor values (gradients, filters) are resolved for each tensor: call ``reso
 
 from difflib import get_close_matches
 
-from paring.fuse import breadcrumbs, consensus, dare, della, emr, linear, pcb, sce, spectral, spherical, stock, swap, ties, wudi
+from paring.fuse import (
+    breadcrumbs,
+    consensus,
+    dare,
+    della,
+    disjoint,
+    emr,
+    linear,
+    nps,
+    pcb,
+    sce,
+    spectral,
+    spherical,
+    stock,
+    swap,
+    ties,
+    wudi,
+)
 from paring.fuse.inputs import Cut, FuseError, Inputs, Value
 from paring.fuse.method import REQUIRED, Method, Parameter, Resolved
 
 __all__ = ["METHODS", "REQUIRED", "Cut", "FuseError", "Inputs", "Method", "Parameter", "Resolved", "Value", "method"]
 
-FAMILIES = (linear, spherical, ties, dare, della, breadcrumbs, sce, stock, swap, consensus, pcb, emr, spectral, wudi)
+FAMILIES = (linear, spherical, ties, dare, della, breadcrumbs, sce, stock, swap, nps, consensus, pcb, emr, spectral, wudi, disjoint)
 METHODS: dict[str, Method] = {one.name: one for family in FAMILIES for one in family.METHODS}
 
 

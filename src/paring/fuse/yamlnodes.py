@@ -118,15 +118,25 @@ def read_yaml(path: Path) -> tuple[Value, str]:
     """The one document in a file, and the text of the file.
 
     Raises:
-        ConfigError: it is no YAML in UTF-8, empty, larger than 1 MiB, or has several documents. OSError: it cannot be read.
+        ConfigError: as ``parse_yaml``; or the file is no UTF-8, or larger than 1 MiB. OSError: it cannot be read.
     """
     if path.stat().st_size > _MOST_BYTES:
         raise ConfigError(f"{path} is {path.stat().st_size:,} bytes, more than a configuration has")
     try:
         text = path.read_bytes().decode("utf-8")
-        documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no text in UTF-8: {error}") from None
+    return parse_yaml(text, path), text
+
+
+def parse_yaml(text: str, path: Path) -> Value:
+    """The one document in a text; ``path`` is what errors call it.
+
+    Raises:
+        ConfigError: it is no YAML, empty, or has several documents.
+    """
+    try:
+        documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -141,7 +151,7 @@ def read_yaml(path: Path) -> tuple[Value, str]:
             "a second document, which mergekit-multi takes, is not supported by paring fuse: make a file of each and fuse "
             "them one after the other"
         )
-    return Value(str(path), documents[0]), text
+    return Value(str(path), documents[0])
 
 
 def _plain(node: yaml.ScalarNode) -> Any:

@@ -55,7 +55,7 @@ class Place:
     @property
     def point(self) -> Point:
         """By accuracies, where there are any; of equal H the likelier is the better."""
-        likely = [_likelihood(s) for s in (self.tuned, *self.originals)]
+        likely = [likelihood(s) for s in (self.tuned, *self.originals)]
         tie = 0.0 if any(map(math.isnan, likely)) else h_score(likely[0], mean(likely[1:]))
         return Point(self.lam, score_of(self.tuned), tuple(score_of(s) for s in self.originals), tie)
 
@@ -102,14 +102,14 @@ class Both:
 
     def __call__(self, _: nn.Module) -> float:
         found = [side.scores("calibration") for side in self.sides]
-        tuned, *originals = [_likelihood(s) if self.goal == "loss" else score_of(s) for s in found]
+        tuned, *originals = [likelihood(s) if self.goal == "loss" else score_of(s) for s in found]
         return 1 - h_score(tuned, mean(originals))
 
 
 def score_of(scores: Scores) -> float:
     """The accuracy, or of a task without one the likelihood; 0 to 1, NaN where the outputs are not finite."""
-    likelihood = _likelihood(scores)
-    return likelihood if scores.accuracy is None or math.isnan(likelihood) else scores.accuracy
+    likely = likelihood(scores)
+    return likely if scores.accuracy is None or math.isnan(likely) else scores.accuracy
 
 
 def problem(base: str, delta: Path, files: TaskFiles, originals: Mapping[str, Original], settings: TransferSettings) -> Problem:
@@ -131,13 +131,15 @@ def problem(base: str, delta: Path, files: TaskFiles, originals: Mapping[str, Or
 
     notes: list[str] = []
     with quiet():
-        rows = {"": read_task(files, tuning, _labels(loaded, tuning), "--{}", notes)}
+        rows = {"": read_task(files, tuning, labels_of(loaded, tuning), "--{}", notes)}
         for name, (model, theirs) in others.items():
             option = "--original-{} " + name
-            rows[name] = read_task(originals[name].files, theirs, _labels(model, theirs), option, notes)
+            rows[name] = read_task(originals[name].files, theirs, labels_of(model, theirs), option, notes)
         refuse_shared_rows(list(rows.values()))
-        tuned = _side(TUNED, loaded, tuning, rows[""], settings, notes)
-        sides = [_side(name, model, theirs, rows[name], settings, notes) for name, (model, theirs) in others.items()]
+        tuned = side_of(TUNED, loaded, tuning, rows[""], settings.batch_size, notes)
+        sides = [
+            side_of(name, model, theirs, rows[name], settings.batch_size, notes) for name, (model, theirs) in others.items()
+        ]
 
     found = vector.base.check(MemorySource(loaded.model))
     vector = with_own_head(vector, loaded.model) if settings.own_head else vector
@@ -147,10 +149,9 @@ def problem(base: str, delta: Path, files: TaskFiles, originals: Mapping[str, Or
     return Problem(vector, tuned, tuple(sides), tuple(notes))
 
 
-def _side(
-    name: str, loaded: Loaded, tuning: TuneSettings, rows: TaskRows, settings: TransferSettings, notes: list[str]
-) -> Side:
-    labels = _labels(loaded, tuning)
+def side_of(name: str, loaded: Loaded, tuning: TuneSettings, rows: TaskRows, batch_size: int, notes: list[str]) -> Side:
+    """One task, its rows as batches in memory; what there is to say of them goes to ``notes``."""
+    labels = labels_of(loaded, tuning)
     train, validation, test = (numbered(rows.splits.get(split), labels) for split in SPLITS)
     of = tuple(f"{name} {split}" for split in SPLITS)
     inputs = prepare(tuning, Data(train, validation, test, labels, ()), loaded, (of[0], of[1], of[2]))
@@ -158,17 +159,19 @@ def _side(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded.model.to(device)
     made = {
-        split: scoring(tuning.task, some, inputs.collate, settings.batch_size).to(device)  # scored again and again
+        split: scoring(tuning.task, some, inputs.collate, batch_size).to(device)  # scored again and again
         for split, some in zip(SPLITS, (inputs.train, inputs.validation, inputs.test), strict=True)
         if some is not None
     }
     return Side(name, loaded.model, made, rows.digest)
 
 
-def _labels(loaded: Loaded, tuning: TuneSettings) -> tuple[str, ...]:
+def labels_of(loaded: Loaded, tuning: TuneSettings) -> tuple[str, ...]:
+    """Names of the model's outputs; none where the task has no labels."""
     model: Any = loaded.model
     return outputs(model) if tuning.task != "causal-lm" else ()
 
 
-def _likelihood(scores: Scores) -> float:
+def likelihood(scores: Scores) -> float:
+    """exp(-loss): 0 to 1; NaN where the outputs are not finite."""
     return math.exp(-scores.loss)

@@ -1,0 +1,90 @@
+"""The numbers of a merge with searched weights: as a record, and for a terminal."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from paring.fusion.objective import GOALS
+from paring.recipes.fusion.methods import Attempt, value
+from paring.recipes.fusion.problem import Problem
+from paring.recipes.fusion.settings import FusionSettings
+from paring.recipes.made_with import made_with
+from paring.recipes.scoring import Scores
+from paring.recipes.slim.report import aligned
+
+_LOCAL = ("search", "pruned")  # settings that say where something lies
+Tuned = Mapping[str, Mapping[str, Scores]]
+
+
+def record(
+    about: Problem, attempts: Sequence[Attempt], chosen: Attempt, prune: str | None, settings: FusionSettings
+) -> dict[str, Any]:
+    """All numbers, plain."""
+    return {
+        "objective": settings.objective,
+        "by": settings.by,
+        "prune": prune,
+        "keep": settings.keep if prune else 1.0,
+        "rows": {t.name: {split: s.num_rows for split, s in t.side.scorings.items()} for t in about.tasks},
+        "calibration": {t.name: t.side.digest for t in about.tasks},
+        "tuned": {split: {t: s.as_dict() for t, s in scores.items()} for split, scores in about.tuned.items()},
+        "chosen": chosen.label,
+        "tried": [_plain(a, about.tuned) for a in attempts],
+        **made_with(asdict(settings), _LOCAL),
+    }
+
+
+def table(record: Mapping[str, Any], split: str) -> list[str]:
+    """A row for the fine-tunes and one for each attempt; a column for each task, and those together."""
+    tuned = record["tuned"][split]
+    metric = {t: "accuracy" if "accuracy" in s else "loss" for t, s in tuned.items()}
+    tried = [a for a in record["tried"] if split in a["scores"]]
+    header = [split, *(f"{t} {m}" for t, m in metric.items()), "mean share", "worst share"]
+    rows = [["each its own fine-tune", *(_number(tuned[t][m]) for t, m in metric.items()), "1.0000", "1.0000"]]
+    for a in tried:
+        mark = " <-" if a["label"] == record["chosen"] and len(tried) > 1 else ""
+        scores, share = a["scores"][split], a["shares"][split]
+        rows.append(
+            [
+                a["label"] + mark,
+                *(_number(scores[t][m]) for t, m in metric.items()),
+                _number(share["mean"]),
+                _number(share["worst"]),
+            ]
+        )
+    return aligned([header, *rows])
+
+
+def weights_table(chosen: Attempt) -> list[str]:
+    """The weights: a row a task, a column a group of layers."""
+    weights = chosen.names.weights(chosen.x)
+    rows = [["weight", *(g.name for g in chosen.names.groups)]]
+    rows += [[task, *(f"{w:.4f}" for w in of.values())] for task, of in weights.items()]
+    factor = chosen.names.factor(chosen.x)
+    return aligned(rows) + ([] if factor is None else [f"lambda {factor:.4f}"])
+
+
+def _plain(attempt: Attempt, tuned: Tuned) -> dict[str, Any]:
+    shares: dict[str, dict[str, float | None]] = {}
+    for split, scores in attempt.scores.items():
+        found = {goal: value(scores, tuned[split], "accuracy", goal) for goal in GOALS}
+        shares[split] = {goal: v if math.isfinite(v) else None for goal, v in found.items()}
+    result = attempt.result
+    return {
+        "label": attempt.label,
+        "weights": attempt.names.weights(attempt.x),
+        "lambda": attempt.names.factor(attempt.x),
+        "scores": {split: {t: s.as_dict() for t, s in of.items()} for split, of in attempt.scores.items()},
+        "shares": shares,
+        "search": {
+            "score": result.score,
+            "starts": result.start_scores,
+            "num_evaluations": result.num_evaluations,
+            "stopped_because": result.stopped_because,
+        },
+    }
+
+
+def _number(found: float | None) -> str:
+    return "NaN" if found is None else f"{found:.4f}"

@@ -1,0 +1,200 @@
+"""``paring fuse`` with calibration rows, from a configuration to the merged model."""
+
+import math
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from paring.delta.files import save_delta
+from paring.delta.taskvector import TaskVector
+from paring.files import replacing_folder
+from paring.fuse.config import Config, read_config
+from paring.fuse.engine import Report, fuse
+from paring.fuse.models import Weights as Checkpoint
+from paring.fuse.models import open_models
+from paring.fuse.plan import Plan, make_plan
+from paring.fusion.groups import ALL
+from paring.recipes.fusion.methods import Attempt, Pruned, Say, body, choose, pruned, searched
+from paring.recipes.fusion.named import NPS, Weights, configured, tasks_of, with_weights
+from paring.recipes.fusion.problem import REPORTED, SELECTED, Problem, problem
+from paring.recipes.fusion.report import record, table, weights_table
+from paring.recipes.fusion.settings import FusionSettings, TaskOptions
+from paring.recipes.fusion.written import clear, finish, refuse_there, under_way
+from paring.recipes.slim.output import SUFFIX, check_new
+from paring.recipes.slim.run import print_line
+
+
+def fuse_searched(
+    config: str | Path | Config,
+    out: str | Path,
+    settings: FusionSettings,
+    *,
+    tasks: Mapping[str, TaskOptions],
+    allow: Collection[str] = (),
+    device: str = "cpu",
+    threads: int | None = None,
+    shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+    report: Report = lambda done, total: None,
+    say: Say = print_line,
+) -> dict[str, Any]:
+    """Merges models with weights that are searched on rows of every task.
+
+    Args:
+        config: as for ``paring.fuse.engine.fuse``; its weights, if it has any, are a point that the search begins with.
+        out: a new folder: the merged model, its heads, what was searched.
+        tasks: rows of each model's task, by the model's name without where it lies.
+        allow, device, threads, shard_bytes, overwrite, report: as ``fuse``. Tensors that the base lacks become heads.
+        say: takes lines for the user.
+
+    Returns:
+        The record: the fine-tunes' scores, and of each attempt weights, scores, shares of the fine-tunes' scores.
+
+    Raises:
+        ConfigError, FuseError, DeltaError, ValueError, OSError, ImportError: configuration, models, settings or rows are not
+            what they should be. Nothing is written then.
+    """
+    named, out = out, Path(out).resolve()
+    config = config if isinstance(config, Config) else read_config(config)
+    references, begin = tasks_of(config), configured(config)
+    method = settings.prune or (NPS if config.method.name == NPS else None)
+    bank = Path(settings.pruned or f"{named}.pruned") if method else None
+    _check(config, references, tasks, settings, method)
+    refuse_there(out, overwrite)
+    if bank is not None:
+        check_new(bank, "--pruned", overwrite)
+    open_models(config)  # errors with the lines of the user's file, which the next configuration has no more
+    equal = Weights({name: [1.0] for name in references}, ALL)
+    plan = make_plan(with_weights(config, equal), {*allow, "extra"})
+    _refuse_other_dtype(plan)
+    about = problem(plan, references, tasks, settings)
+    for note in about.notes:
+        say(f"paring: {note}")
+    try:
+        left = {} if method is None else pruned(about, settings, method, say)
+        vectors = {task.name: left[task.name].stored if left else task.vector for task in about.tasks}
+        keys = _keys(plan, about, bank)
+        on = body(plan, about, vectors, keys)
+        attempts = searched(on, begin, settings, _identity(plan, about, vectors, settings), say)
+    except KeyboardInterrupt:
+        if settings.search is not None:
+            say(f"paring: stopped; the same command goes on with the evaluations in {settings.search}")
+        raise
+    chosen = choose(attempts, about, settings)
+    if about.has_test:
+        attempts = [on.scored(a, REPORTED) if a is chosen else a for a in attempts]
+        chosen = next(a for a in attempts if REPORTED in a.scores)
+    found = record(about, attempts, chosen, method, settings)
+    lines = [
+        "",
+        *table(found, SELECTED),
+        *(["", *table(found, REPORTED)] if about.has_test else []),
+        "",
+        *weights_table(chosen),
+    ]
+    for line in lines:
+        say(line)
+
+    models = {} if bank is None else {task.name: str(bank / f"{task.name}{SUFFIX}") for task in about.tasks}
+    weights = Weights(_by_group(chosen), chosen.names.groups, chosen.names.factor(chosen.x), models)
+    final = with_weights(config, weights, _remark(about, settings, chosen))
+    merged = under_way(out)
+    clear(merged)
+    try:
+        if bank is not None:
+            _write_bank(bank, left, about, settings, method or "", overwrite)
+        engine = {"device": device, "threads": threads, "shard_bytes": shard_bytes}
+        fuse(final, merged, allow={*allow, "extra"}, report=report, **engine)  # type: ignore[arg-type]
+        base = plan.models[plan.main]
+        assert isinstance(base, Checkpoint)
+        scores = {t.name: {split: of[t.name].metric[1] for split, of in chosen.scores.items()} for t in about.tasks}
+        heads = finish(merged, out, about.tasks, base.source, found, lines[1:], scores, overwrite)
+    except BaseException:
+        clear(merged)
+        if bank is not None:
+            shutil.rmtree(bank, ignore_errors=True)
+        raise
+    say(f"Wrote {out}: {chosen.label}, chosen on validation rows; {out.name}/paring-fuse.yml makes it again without a search")
+    for name in heads:
+        say(f"  {name}: what the task has of its own; paring apply {out} {out / name} OUT writes its model")
+    if bank is not None:
+        say(f"Wrote {bank}: the pruned task vectors, a bank")
+    return found
+
+
+def _check(
+    config: Config, names: Collection[str], tasks: Mapping[str, TaskOptions], settings: FusionSettings, method: str | None
+) -> None:
+    """What can be said before anything is opened."""
+    for name in tasks:
+        if name not in names:
+            raise ValueError(
+                f"rows are given for {name!r}, and no model is called that; there are {', '.join(map(repr, names))}"
+            )
+    for name in names:
+        if name not in tasks:
+            raise ValueError(f"no rows of {name!r}: a search needs those of every task; give --calibration {name}=FILE")
+    if settings.pruned is not None and method is None:
+        raise ValueError("--pruned is for pruned task vectors, and nothing is pruned; give --prune METHOD, or leave it out")
+
+
+def _refuse_other_dtype(plan: Plan) -> None:
+    """That what is written is what was scored: of the base's types."""
+    base = plan.models[plan.main]
+    for job in plan.jobs:
+        if job.base is None and job.settings is None:
+            continue
+        if job.name in base.infos and job.info.dtype != base.infos[job.name].dtype:
+            was = f"{base.infos[job.name].dtype}, and {job.info.dtype} in the output"
+            key = "out_dtype" if plan.config.out_dtype else "dtype"
+            raise plan.config.error(key, f"'{job.name}' is {was}; merges are scored in the base's type: leave {key} out")
+
+
+def _keys(plan: Plan, about: Problem, bank: Path | None) -> tuple[str, ...]:
+    """What the models are called in the final merge, for methods that draw."""
+    if bank is not None:
+        return tuple(f"{task.name}{SUFFIX}" for task in about.tasks)
+    return next(job.keys for job in plan.jobs if job.settings)
+
+
+def _identity(plan: Plan, about: Problem, vectors: Mapping[str, TaskVector], settings: FusionSettings) -> dict[str, Any]:
+    """What scores depend on beside the weights, by which a journal is known again."""
+    return {
+        "configuration": plan.config.text,
+        "calibration": {task.name: task.side.digest for task in about.tasks},
+        "norms": {name: vector.norm() for name, vector in vectors.items()},
+        "base": next(iter(vectors.values())).base.total,
+        "settings": {k: getattr(settings, k) for k in ("objective", "by", "own_heads")},
+    }
+
+
+def _by_group(attempt: Attempt) -> dict[str, list[float]]:
+    return {task: list(of.values()) for task, of in attempt.names.weights(attempt.x).items()}
+
+
+def _remark(about: Problem, settings: FusionSettings, chosen: Attempt) -> str:
+    scored = {t.name: t.side.scorings[SELECTED].num_rows for t in about.tasks}
+    rows = ", ".join(f"{name} ({count})" for name, count in scored.items())
+    return (
+        f"Weights found by paring fuse on calibration rows: {chosen.label}, by the {settings.objective} of the tasks' scores\n"
+        f"({settings.by}) over their fine-tunes', seed {settings.seed}; chosen on validation rows of {rows}"
+    )
+
+
+def _write_bank(
+    bank: Path, left: Mapping[str, Pruned], about: Problem, settings: FusionSettings, method: str, overwrite: bool
+) -> None:
+    if bank.is_dir() and not any(bank.iterdir()):
+        bank.rmdir()
+    with replacing_folder(bank, overwrite) as folder:
+        for task in about.tasks:
+            tuned = {split: of[task.name].metric[1] for split, of in about.tuned.items()}
+            facts = {
+                **{k: v for k, v in task.vector.facts.items() if k not in ("scores", "calibration")},
+                "config": dict(task.config),
+                "method": method,
+                "keep": settings.keep,
+                "tuned_scores": {split: v for split, v in tuned.items() if math.isfinite(v)},
+            }
+            save_delta(left[task.name].vector, folder / f"{task.name}{SUFFIX}", facts, values=settings.values)
