@@ -12,6 +12,7 @@ from paring.fuse.registry import METHODS, method
 RANDOM = ("dare_linear", "dare_ties", "della", "della_linear")
 # Where a sign is elected, weights are powers of two: a sum that is zero is then zero in any precision.
 SETTINGS = {
+    "disjoint": ({"overlap": True}, {}),
     "slerp": ({"t": 0.3}, {}),
     "nearswap": ({"t": 0.02}, {}),
     "linear": ({}, {"weight": [0.5, 0.3, -0.2]}),

@@ -255,3 +255,18 @@ def test_a_setting_of_a_file_that_is_none(tmp_path: Path, capsys: pytest.Capture
     assert "there is no setting 'lerning_rate'; did you mean 'learning_rate'?" in capsys.readouterr().err
     assert main(["tune", "--out", str(tmp_path / "out")]) == 2
     assert "model, data, task must be given" in capsys.readouterr().err
+
+
+def test_two_lanes_meet_nowhere(model: Path, data: Path, tmp_path: Path) -> None:
+    """The recommended slices, in the share of each; the new head is each task's own."""
+    deltas = []
+    for i in (1, 2):
+        assert main(command(model, data, tmp_path / f"lane{i}", *FEW, "--lane", f"{i}/2", "--seed", str(i))) == 0
+        deltas.append(paring.load_delta(tmp_path / f"lane{i}" / "model.delta.safetensors", base=model))
+        assert deltas[-1].facts["slices"]["lane"] == f"{i}/2"
+    one, two = deltas
+    assert set(one.names) == set(two.names) and one.new == two.new == ("classifier.bias", "classifier.weight")
+    assert not any(bool(((one[name] != 0) & (two[name] != 0)).any()) for name in one.names)
+    with pytest.raises(SystemExit, match="2") as _:
+        main(command(model, data, tmp_path / "none", "--lane"))
+    assert main(command(model, data, tmp_path / "none", "--lane", "3/2")) == 2

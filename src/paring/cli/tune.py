@@ -45,6 +45,9 @@ def add_parser(subparsers: Any) -> None:
     slices.add_argument("--position", type=int, metavar="N")
     slices.add_argument("--max-position", type=int, metavar="N")
     slices.add_argument("--stride", type=int, metavar="N")
+    slices.add_argument(
+        "--lane", metavar="I/N", help="the I-th of N shares of every layer: runs in different lanes fuse by addition"
+    )
     slices.add_argument("--order", metavar="ORDER", help="sweep, random, or positions: 0,64,128", type=_order)
     slices.add_argument("--targets", nargs="+", metavar="GLOB", help="layers to slice")
     slices.add_argument("--exclude", nargs="+", metavar="GLOB", help="layers to leave alone")

@@ -46,7 +46,24 @@ from paring.fuse.method import REQUIRED, Method, Parameter, Resolved
 
 __all__ = ["METHODS", "REQUIRED", "Cut", "FuseError", "Inputs", "Method", "Parameter", "Resolved", "Value", "method"]
 
-FAMILIES = (linear, spherical, ties, dare, della, breadcrumbs, sce, stock, swap, nps, consensus, pcb, emr, spectral, wudi, disjoint)
+FAMILIES = (
+    linear,
+    spherical,
+    ties,
+    dare,
+    della,
+    breadcrumbs,
+    sce,
+    stock,
+    swap,
+    nps,
+    consensus,
+    pcb,
+    emr,
+    spectral,
+    wudi,
+    disjoint,
+)
 METHODS: dict[str, Method] = {one.name: one for family in FAMILIES for one in family.METHODS}
 
 

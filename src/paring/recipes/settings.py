@@ -30,7 +30,7 @@ class TuneSettings:
         validation: share of the rows held out where the data has no validation split, in (0, 1).
         max_length: tokens a text is cut to; None: what the model takes, 512 at most.
         new_head: replace a classification head that the model brings.
-        rank, modes, move_steps, position, max_position, stride, order, targets, exclude, bias, train_also, layer_window,
+        rank, modes, move_steps, position, max_position, stride, lane, order, targets, exclude, bias, train_also, layer_window,
             layers: of ``SliceConfig``; rank None: the recommended slices for the model, in all blocks where targets is given.
         learning_rate: the highest; None: recommended.
         epochs, max_steps: how long; ``max_steps`` wins where both are given.
@@ -60,6 +60,7 @@ class TuneSettings:
     position: int = 0
     max_position: int | None = None
     stride: int | None = None
+    lane: str | None = None
     order: str | tuple[int, ...] = "sweep"
     targets: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()

@@ -259,6 +259,7 @@ def _narrowed(settings: TuneSettings, config: SliceConfig) -> SliceConfig:
         exclude=() if settings.targets else (*config.exclude, *settings.exclude),
         train_also=settings.train_also,
         layers=settings.layers or (None if settings.targets else config.layers),
+        lane=settings.lane,
         seed=settings.seed,
     )
 

@@ -1,5 +1,6 @@
 """What to train: the settings of a SliceFine run, checked as far as that goes without a model."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from paring.tune.recommended import Recommended
 
 Order = str | tuple[int, ...]
+_LANE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,9 @@ class SliceConfig:
         max_position: end (exclusive) of the range that is swept; None: the layer's own extent, which also
             bounds any larger value, since layers differ.
         stride: distance between neighbouring positions; None: the rank, so that slices do not overlap.
+        lane: "i/n", i from 1 to n: the i-th of n equal shares of that range, of every layer. Runs in different lanes of one n,
+            one mode and one range train no entry in common, but for ``train_also``: their deltas fuse by plain addition
+            (``merge_method: disjoint``). Takes one mode: a row and a column cross. None: the whole range.
         order: ``"sweep"``, ``"random"`` (a new permutation every sweep), or the starting positions themselves.
         targets: names of layers to slice, as globs (``*`` within a name part, ``**`` across; a pattern also
             matches the end of a name) or ``re:`` and a regular expression for the whole name. None: every sliceable
@@ -47,6 +52,7 @@ class SliceConfig:
     position: int = 0
     max_position: int | None = None
     stride: int | None = None
+    lane: str | None = None
     order: Order = "sweep"
     targets: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -85,14 +91,28 @@ class SliceConfig:
                 _refuse("order", self.order, "'sweep', 'random', or a tuple of starting positions")
         elif not self.order or min(self.order) < 0:
             _refuse("order", self.order, "at least one starting position, none negative")
-        elif self.position or self.max_position is not None or self.stride is not None:
-            _refuse("order", self.order, "positions in order alone, without position, max_position and stride")
+        elif self.position or self.max_position is not None or self.stride is not None or self.lane is not None:
+            _refuse("order", self.order, "positions in order alone, without position, max_position, stride and lane")
+        if self.lane is not None:
+            found = _LANE.fullmatch(self.lane) if isinstance(self.lane, str) else None
+            if found is None or not 1 <= int(found[1]) <= int(found[2]):
+                _refuse("lane", self.lane, "'i/n' with i from 1 to n, such as '2/4'")
+            if len(self.modes) > 1:
+                _refuse("lane", self.lane, "one mode in modes: rows of one lane cross the columns of every other")
         if self.bias and "row" not in self.modes:
             _refuse("bias", True, "the mode 'row' in modes: the bias entries trained are those of the active rows")
         if isinstance(self.layers, str):
             side, _, count = self.layers.partition(":")
             if side not in ("upper", "lower") or not count.isdigit() or int(count) < 1:
                 _refuse("layers", self.layers, "block indices, 'upper:3' or 'lower:3'")
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The lane as numbers: the i-th of n shares, i from 0; (0, 1): all."""
+        if self.lane is None:
+            return 0, 1
+        i, _, n = self.lane.partition("/")
+        return int(i) - 1, int(n)
 
     @staticmethod
     def recommended(model: Any, num_steps: int) -> "Recommended":

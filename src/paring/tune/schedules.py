@@ -4,7 +4,7 @@
     window    with layer_window = k: window v mod n of the n windows of k blocks, counted from the output down;
               the slices move on once the window has passed all blocks: v <- v // n
     mode      modes[v mod |modes|],  j = v // |modes|
-    position  the (j mod n)-th of the layer's n positions
+    position  the (j mod n)-th of the layer's n positions; with a lane those of its share of the layer
 
 Every layer counts its own positions, since layers differ in extent: the last position of a layer is moved back
 so that the slice ends with the layer, every row or column is reached, and the width stays the rank.
@@ -53,7 +53,18 @@ def positions(config: SliceConfig, extent: int) -> tuple[int, ...]:
     """Every starting position in a layer of ``extent`` rows or columns, in the order of a sweep."""
     if not isinstance(config.order, str):
         return config.order
-    return _sweep(config.position, min(config.max_position or extent, extent), config.rank, config.stride or config.rank)
+    first, end = bounds(config, extent)
+    return _sweep(first, end, config.rank, config.stride or config.rank)
+
+
+def bounds(config: SliceConfig, extent: int) -> tuple[int, int]:
+    """First and last + 1 of the rows or columns that a layer's slices stay in: of ``position`` to ``max_position`` the lane's.
+
+    Lanes are disjoint and cover the range; their widths differ by one at most.
+    """
+    first, end = config.position, min(config.max_position or extent, extent)
+    i, n = config.share
+    return first + (end - first) * i // n, first + (end - first) * (i + 1) // n
 
 
 def windows_from_output(blocks: Sequence[int], width: int) -> list[frozenset[int]]:
@@ -75,6 +86,13 @@ def check(config: SliceConfig, matrices: Mapping[str, Matrix]) -> None:
             if config.rank > extent:
                 raise ValueError(f"rank {config.rank} is larger than a layer: {where}; lower the rank, or exclude the layer")
             last = config.position if isinstance(config.order, str) else max(config.order)
+            first, end = bounds(config, extent)
+            if config.lane is not None and config.position < extent and end - first < config.rank:
+                shared = min(config.max_position or extent, extent) - config.position
+                raise ValueError(
+                    f"lane {config.lane} has {end - first} of {shared} {axis}s, fewer than rank {config.rank}: {where}; the "
+                    f"most lanes there are {shared // config.rank}: take fewer, lower the rank, or exclude the layer"
+                )
             if last + config.rank > extent:
                 raise ValueError(
                     f"position {last} with rank {config.rank} is beyond the extent: {where}; "

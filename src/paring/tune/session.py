@@ -199,15 +199,17 @@ class SliceSession:
         layers, total = self.selection.layers, sum(p.numel() for p in self.model.parameters())
         if self._injection is not None and self.open:
             total = self._injection.entered.num_entries  # without the working copies
+        lane = f", lane {self.config.lane}" if self.config.lane else ""
         window = f" in a window of {self.config.layer_window} blocks" if self.config.layer_window else ""
         text = (
-            f"{len(layers)} layers sliced ({'/'.join(self.config.modes)}, rank {self.rank}{window}), "
+            f"{len(layers)} layers sliced ({'/'.join(self.config.modes)}, rank {self.rank}{lane}{window}), "
             f"{self.num_trainable:,} of {total:,} entries trained at a time"
         )
         if self.selection.whole:
             text += f"; trained whole: {', '.join(self.selection.whole)}" + (
                 " (found: task head)" if self.selection.found else ""
             )
+            text += ", outside of the lane" if lane else ""
         return "; ".join((text, *self.selection.notes))
 
     # What was learnt, and the way back.
