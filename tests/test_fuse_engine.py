@@ -412,6 +412,27 @@ def held(after: int, go: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def test_folders_of_modules(tmp_path: Path) -> None:
+    """A model of sentence-transformers is a whole one after it, too; also over an old one, and after a run that was killed."""
+    paths = family(tmp_path)
+    for path in paths:
+        modules = [{"path": p, "type": "x"} for p in ("", "1_Pooling")]
+        (Path(path) / "modules.json").write_text(json.dumps(modules))
+        (Path(path) / "1_Pooling").mkdir()
+        (Path(path) / "1_Pooling" / "config.json").write_text(f'{{"of": "{Path(path).name}"}}')
+    left = hidden(tmp_path / "out")
+    (left / "1_Pooling").mkdir(parents=True)
+    (left / "1_Pooling" / "left.json").touch()
+    for overwrite in (False, True):
+        fused = fuse(write(tmp_path, weighted(paths)), tmp_path / "out", overwrite=overwrite)
+        assert [p.name for p in (tmp_path / "out" / "1_Pooling").iterdir()] == ["config.json"]
+        assert (tmp_path / "out" / "1_Pooling" / "config.json").read_text() == '{"of": "base"}'
+        assert tmp_path / "out" / "1_Pooling" / "config.json" in fused.files and all(p.is_file() for p in fused.files)
+    (Path(paths[0]) / "1_Pooling" / "model.safetensors").touch()
+    with pytest.warns(UserWarning, match="1_Pooling holds 'model.safetensors', which is not copied: no text"):
+        fuse(write(tmp_path, weighted(paths)), tmp_path / "other")
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_is_stopped_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     paths, out = family(tmp_path, 2), tmp_path / "out"

@@ -17,7 +17,7 @@ from threading import Condition, Event, Lock
 import torch
 from torch import Tensor
 
-from paring.delta.checkpoint.companions import companions
+from paring.delta.checkpoint.companions import companions, in_modules
 from paring.delta.checkpoint.fingerprint import remember, remembered, tensor_hash
 from paring.delta.checkpoint.write import LaidOut, lay_out
 from paring.delta.errors import DeltaError
@@ -95,18 +95,21 @@ def fuse(
     files, index = laid_out(plan, vocabulary, shard_bytes)
     runner = Runner(plan, vocabulary, torch.device(device), report)
     folder = plan.models[plan.main].folder
-    copies = companions(folder) if folder else []
-    other_bytes = sum(path.stat().st_size for path in copies)
+    copies = {path.name: path for path in (companions(folder) if folder else [])}
+    if folder and copies:
+        copies |= {str(path.relative_to(folder)): path for path in in_modules(folder)}
+    other_bytes = sum(path.stat().st_size for path in copies.values())
     key = run_key(plan, str(runner.device), shard_bytes, allow)
     with writing(out, files, key, other_bytes=other_bytes, overwrite=overwrite) as output, one_thread_each():
         kept = len(output.kept)
         runner.run(output, threads or num_cores())
         runner.refuse_changed()
-        extra = {path.name: path.read_bytes() for path in copies}
+        extra = {name: path.read_bytes() for name, path in copies.items()}
         if vocabulary and vocabulary.files:
             extra = {name: content for name, content in extra.items() if name not in REPLACED} | dict(vocabulary.files)
         extra |= index | other_files(plan, vocabulary, output.hashes, runner.hashes, files)
         for name, content in extra.items():
+            (output.folder / name).parent.mkdir(exist_ok=True)
             (output.folder / name).write_bytes(content)
     names = [*(file.name for file in files), *extra]
     return Fused(tuple(out / name for name in names), sum(file.num_bytes for file in files), kept)

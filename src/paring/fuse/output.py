@@ -134,7 +134,7 @@ def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, 
             finally:
                 output.close()
             (folder / JOURNAL).unlink()
-            for path in folder.iterdir():
+            for path in folder.rglob("*"):
                 sync(path)
             sync(folder)
             put_in_place(folder, out, overwrite)
@@ -187,7 +187,9 @@ def _read(journal: int) -> list[Any]:
 
 def _empty(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name != JOURNAL:
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != JOURNAL:
             path.unlink()
 
 
