@@ -19,11 +19,12 @@ from paring.slim.nps import Nps, prune_nps
 from paring.slim.pruners import PRUNERS, prune
 from paring.slim.refit import Refit, refit
 from paring.slim.saliency import saliency
-from slimming.finetunes import FineTune, fine_tune
+from quality.store import versions
+from slimming.finetunes import LESSON_ROWS, FineTune, fine_tune
 
 BUDGET = 200  # evaluations of a search
 CODED = ("fp16", "int8", "int4", "sign")
-REVISION = 1  # raised when a change here, or in what is measured, makes older results incomparable
+REVISION = 2  # raised when a change here, or in what is measured, makes older results incomparable
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,14 @@ class Cell:
 
     @property
     def key(self) -> str:
-        fit = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix", "seed")}
-        what = {**asdict(self), "budget": BUDGET, "refit": fit, "exponent": EXPONENT, "revision": REVISION}
+        what = {**asdict(self), "revision": REVISION}
+        if self.method.startswith("nps:"):
+            what["budget"] = BUDGET
+        if self.method.startswith(("fitted", "salient")):
+            what["exponent"] = EXPONENT
+        if self.method.startswith("fitted") or self.method.endswith("+refit"):
+            what["refit"] = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")}
+            what["rows"] = LESSON_ROWS[self.suite]
         return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -77,6 +84,7 @@ def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[st
             begun = time.perf_counter()
         pruned, evaluations = _pruned(tune, cell, gradients or {})
         out = {**asdict(cell), "key": cell.key, "seconds": time.perf_counter() - begun, "evaluations": evaluations}
+        out["versions"] = versions()
         for split in ("validation", "test"):
             out[split] = tune.accuracy(pruned, split)  # type: ignore[arg-type]
         with pruned.apply(tune.model):

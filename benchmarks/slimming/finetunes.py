@@ -19,7 +19,7 @@ from quality.plan import runner
 from quality.runs import run
 
 NUM_CALIBRATION = 256
-LESSON_ROWS = {"digits": 64, "docstrings": 32}  # in a batch
+LESSON_ROWS = {"digits": 32, "docstrings": 16}  # in a batch, as `paring slim` takes them
 HEAD = "classifier."
 
 

@@ -76,7 +76,7 @@ def add_parser(subparsers: Any) -> None:
     refit = parser.add_argument_group(
         "refit (--method fitted or auto): values of what is kept, tuned to answer as the fine-tune"
     )
-    refit.add_argument("--steps", type=int, metavar="N", help="batches it is tuned for (150)")
+    refit.add_argument("--steps", type=int, metavar="N", help="batches it is tuned for (360)")
 
     search = parser.add_argument_group("search (--method nps or auto)")
     search.add_argument("--objective", choices=("loss", "accuracy"), help="what is made small, or large (loss)")

@@ -77,7 +77,7 @@ def _on_task(model: nn.Module, shift: Shift, steps: int, seed: int, deltas: Path
         untuned = score(model, shift)
         results = tuple(_tune(model, shift, method, steps, seed, deltas) for method in METHODS.values())
         full = deltas / f"{shift.name}-full.delta.safetensors"
-        slim = slimmed(model, shift, full, deltas, max(1, steps // 2))
+        slim = slimmed(model, shift, full, deltas, steps)
     return TaskResults(untuned, results, slim, digest(model.state_dict()) == base)
 
 

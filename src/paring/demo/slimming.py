@@ -15,7 +15,7 @@ from paring.tasks.digits import Shift, accuracy, load_splits
 
 KEEP = 0.01
 VALUES = "int4"
-_ROWS = 64  # in a batch
+_ROWS = 32  # in a batch
 
 
 @dataclass(frozen=True)

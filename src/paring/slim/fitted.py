@@ -1,7 +1,7 @@
 """Pruning by saliency, then new values for what is kept: what holds a task at the fewest entries.
 
     F = mean squared gradient on the way to the fine-tune       (``saliency``)
-    keep the ceil(keep * n) entries of largest |tau| * F^p
+    keep the ceil(keep * n) entries of largest |tau| * (F + 0.1 * mean F of the tensor)^p
     tune their values until base + kept answers as base + tau   (``refit``)
 
 A search of subspace weights (``nps``) adds nothing to it, before the refit or after: docs/method.md has the numbers.
@@ -22,22 +22,24 @@ from paring.slim.saliency import saliency
 from paring.slim.subspaces import Subspaces
 
 EXPONENT = 0.1
+FLOOR = 0.1  # words that no calibration row has matter elsewhere: without it no entry of theirs is ever kept
 
 
 def prune_salient(vector: TaskVector, keep: float, gradients: Mapping[str, Tensor], exponent: float = EXPONENT) -> TaskVector:
-    """The ceil(keep * n) entries of largest |tau| * F^exponent, with the values they have.
+    """The ceil(keep * n) entries of largest |tau| * (F + FLOOR * mean F)^exponent, with the values they have.
 
     Args:
         vector: with its base at hand, where its differences are exact.
         keep: in (0, 1], see ``paring.slim.pruners``.
-        gradients: F, what ``paring.slim.saliency`` found; where it has no tensor's, F^exponent is 1.
+        gradients: F, what ``paring.slim.saliency`` found; where it has no tensor's, what |tau| is multiplied by is 1.
         exponent: p, at least 0; 0 is magnitude pruning.
     """
     check_keep(keep)
     if not exponent >= 0:
         raise ValueError(f"exponent is {exponent!r}; expected a number, at least 0")
     one = Subspaces(("all",), lambda name, tau: torch.zeros(tau.numel(), dtype=torch.int64))
-    pool = Pool(vector, one, num_kept(keep, num_entries(vector)), {name: f**exponent for name, f in gradients.items()})
+    matters = {name: (f + FLOOR * f.mean()) ** exponent for name, f in gradients.items()}
+    pool = Pool(vector, one, num_kept(keep, num_entries(vector)), matters)
     pruned = pruned_by(vector, pool, pool.select([1.0]))
     facts = {**vector.facts, "method": "salient", "keep": keep, "saliency": exponent}
     return TaskVector(pruned.changes, vector.base, vector.removed, facts)

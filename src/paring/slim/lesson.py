@@ -80,6 +80,12 @@ def mixed(batch: Batch, share: float, generator: torch.Generator) -> Batch:
     return out
 
 
+def parts(batch: Batch, rows: int) -> list[Batch]:
+    """The batch in pieces of at most so many rows."""
+    count = next(iter(batch.values())).shape[0]
+    return [{name: t[start : start + rows] for name, t in batch.items()} for start in range(0, count, rows)]
+
+
 @contextmanager
 def gradients(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None], model: nn.Module) -> Iterator[None]:
     """While this is open, ``backward`` hands each parameter's gradient to ``take`` and frees it, one at a time.

@@ -1,7 +1,9 @@
 """New values for the entries that are kept, so that they stand in for those that are gone.
 
 Pruning leaves values that were learnt beside all others. Here they alone are tuned, for a few steps, until base + kept answers
-as base + everything does (``lesson``): positions and file size stay as they are. Training a fixed sparse set of entries is
+as base + everything does (``lesson``): positions and file size stay as they are. They begin as they are, or times what restores
+the norm of the whole task vector, or times its root: whichever comes nearest, for on rows that nobody has seen a good start
+outlasts what few rows teach. Training a fixed sparse set of entries is
 SHiRA's (Bhardwaj et al. 2024, arXiv 2406.13175), distilling a compressed task vector BitDelta's (Liu et al. 2024, arXiv
 2402.10193).
 """
@@ -23,7 +25,7 @@ from paring.slim.lesson import Batch, Lesson, gradients, mixed
 from paring.slim.placing import Entries, Placing
 
 _PLAIN = ("fp32", "bf16", "fp16")
-_ATTEMPTS, _SLOWER = 3, 4  # each at a quarter of the rate before, until the distance is below that of the values kept
+_ATTEMPTS, _SLOWER = 3, 4  # each at a quarter of the rate before, until the distance is below that of the start
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Refit:
 
     Attributes:
         steps: of Adam, a batch each; the rate falls to zero in a straight line.
-        rate: the first step's, as a share of the root mean square of the values kept.
+        rate: the first step's, as a share of the root mean square of the values kept (before they are scaled).
         mix: share of tokens (pixels) taken from other rows of the batch, in [0, 1).
         seed: of the order of batches and of what is mixed.
         values, group: how the values will be stored (``save_delta``). Coarse ones (int8, int4, sign) are tuned as they will
@@ -40,7 +42,7 @@ class Refit:
             through; Bengio et al. 2013, arXiv 1308.3432), and so the scales are tuned, too.
     """
 
-    steps: int = 150
+    steps: int = 360
     rate: float = 0.5
     mix: float = 0.15
     seed: int = 0
@@ -84,18 +86,46 @@ def refit(
     teacher = copy.deepcopy(model).eval()
     with tuned.apply(teacher), student.placing, gradients(student.parameters, student.take, model):
         before = student.mean_distance(teacher, lesson, student.kept)
+        scale, start, least = _start(student, teacher, lesson, _restoring(pruned, tuned), before)
         for attempt in range(_ATTEMPTS):
             rate = how.rate / _SLOWER**attempt
-            values = student.tune(teacher, lesson, rate, report)
+            values = student.tune(start, teacher, lesson, rate, report)
             after = student.mean_distance(teacher, lesson, values)
-            if after < before:
+            if after < least:
                 break
         else:
-            values, after = student.kept, before
-    facts = {"steps": how.steps, "rate": rate, "mix": how.mix, "hidden": lesson.hidden, "distance": [before, after]}
+            values, after = start, least
+    facts = {
+        "steps": how.steps,
+        "rate": rate,
+        "mix": how.mix,
+        "hidden": lesson.hidden,
+        "scale": scale,
+        "distance": [before, after],
+    }
     return TaskVector(
         {**pruned.changes, **student.changes(values)}, pruned.base, pruned.removed, {**pruned.facts, "refit": facts}
     )
+
+
+def _restoring(pruned: TaskVector, tuned: TaskVector) -> float:
+    """What the values kept are to be multiplied by to have the norm of all; 1 where there is no such number."""
+    left = pruned.norm()
+    found = tuned.norm() / left if left else 1.0
+    return found if math.isfinite(found) and found > 0 else 1.0
+
+
+def _start(
+    student: "_Student", teacher: nn.Module, lesson: Lesson, most: float, before: float
+) -> tuple[float, dict[str, Tensor], float]:
+    """Of three multiples of the values kept the nearest: by how much, the values, their distance."""
+    found = (1.0, student.kept, before)
+    for scale in (math.sqrt(most), most):
+        values = {n: v * scale for n, v in student.kept.items()}
+        distance = student.mean_distance(teacher, lesson, values)
+        if distance < found[2]:
+            found = (scale, values, distance)
+    return found
 
 
 class _Student:
@@ -122,11 +152,16 @@ class _Student:
             self._tuned[name].grad = gradient.reshape(-1)[self._at[name]].float()
 
     def tune(
-        self, teacher: nn.Module, lesson: Lesson, rate: float, report: Callable[[int, float], None] | None
+        self,
+        start: dict[str, Tensor],
+        teacher: nn.Module,
+        lesson: Lesson,
+        rate: float,
+        report: Callable[[int, float], None] | None,
     ) -> dict[str, Tensor]:
-        """Other values, after as many steps as were asked for; not finite where it went wrong."""
+        """Other values, after as many steps from ``start`` as were asked for; not finite where it went wrong."""
         how = self._how
-        self._tuned = {n: v.clone() for n, v in self.kept.items()}
+        self._tuned = {n: v.clone() for n, v in start.items()}
         first = rate * _rms(self.kept)
         adam = torch.optim.Adam(self._tuned.values(), lr=first)
         for step, batch in zip(range(how.steps), _endless(lesson, how), strict=False):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paring.delta.taskvector import TaskVector
-from paring.slim.lesson import Batch, Lesson, gradients
+from paring.slim.lesson import Lesson, gradients, parts
 from paring.slim.placing import Placing
 
 POINTS = (0.1, 0.4, 0.7)
@@ -49,12 +49,7 @@ def saliency(vector: TaskVector, model: nn.Module, lesson: Lesson, points: Seque
         for point in points:
             with (vector.only(*parameters) * point).apply(model), gradients(parameters, take, model):
                 for batch in lesson.batches:
-                    for part in _parts(batch):
+                    for part in parts(batch, _ROWS):
                         lesson.distance(model, teacher, part).backward()
                         count += 1
     return {name: (t / count).cpu() for name, t in total.items()}
-
-
-def _parts(batch: Batch) -> list[Batch]:
-    rows = next(iter(batch.values())).shape[0]
-    return [{name: t[start : start + _ROWS] for name, t in batch.items()} for start in range(0, rows, _ROWS)]
