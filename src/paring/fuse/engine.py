@@ -160,7 +160,7 @@ class Runner:
         """Writes every tensor that is not there yet, and hashes every tensor of the inputs."""
         jobs = sorted(self.plan.jobs, key=lambda job: -job.info.nbytes)
         todo = [job for job in jobs if not {job.name, *job.aliases} <= output.kept.keys()]
-        room = _Room(self.room_bytes())
+        room = _Room(self.room_bytes(threads))
         used = {(o.model, o.name) for job in todo for o in job.origins}
         with ThreadPoolExecutor(threads) as pool:
             if self.plan.config.scope == "global":
@@ -190,15 +190,24 @@ class Runner:
                     raise located from error
             raise self.plan.config.error("scope", str(error)) from error
 
-    def room_bytes(self) -> int:
-        """The memory that threads share: of two outputs of the largest tensor, and enough for any."""
+    def room_bytes(self, threads: int) -> int:
+        """The memory that threads share: of two outputs of the largest tensor, enough for any; where the method works on whole
+        matrices, for one of them each."""
         jobs = self.plan.jobs
-        return max([0, *(2 * job.info.nbytes for job in jobs), *map(self.held_bytes, jobs)])
+        work = sorted(map(self.work_bytes, jobs), reverse=True)
+        most = max([0, *(2 * job.info.nbytes for job in jobs), *(self.held_bytes(job) - self.work_bytes(job) for job in jobs)])
+        return most + sum(work[:threads])
+
+    def work_bytes(self, job: Job) -> int:
+        """What the method itself takes of this machine's memory, beside the output."""
+        if job.settings is None or self.device.type != "cpu":
+            return 0
+        return self.plan.config.method.work_bytes(job.info.shape, job.settings.parameters)
 
     def held_bytes(self, job: Job) -> int:
         """The most memory that a tensor takes, beside the page cache and what does not grow with it."""
         models = self.plan.models
-        found = job.info.nbytes + sum(models[o.model].held_bytes(o.name) for o in job.origins)
+        found = self.work_bytes(job) + job.info.nbytes + sum(models[o.model].held_bytes(o.name) for o in job.origins)
         return found + (self._vocabulary.held_bytes(job) if self._vocabulary and job.vocabulary else 0)
 
     def _bytes(self, job: Job) -> int:

@@ -27,7 +27,7 @@ _READ_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Estimate:
-    """See above; ``seconds`` without the start of the process."""
+    """See above; ``seconds`` without the start of the process, ``work_bytes`` what of ``held_bytes`` the method takes."""
 
     plan: Plan
     out: Path
@@ -36,6 +36,7 @@ class Estimate:
     write_bytes: int
     held_bytes: int
     seconds: float
+    work_bytes: int
 
     def lines(self) -> Iterator[str]:
         """For people."""
@@ -55,6 +56,8 @@ class Estimate:
         yield f"reads   {self.read_bytes / 1e9:.3f} GB"
         yield f"writes  {self.write_bytes / 1e9:.3f} GB"
         yield f"memory  about {self.held_bytes / 1e6:,.0f} MB beside Python, PyTorch and the page cache"
+        if self.work_bytes:
+            yield f"        of it {self.work_bytes / 1e6:,.0f} MB for whole matrices of all models; --threads 1 takes least"
         yield f"time    about {self.seconds:.1f} s, and what the disk takes to write"
 
 
@@ -87,10 +90,11 @@ def estimate(
         entries = sum(job.info.shape.numel() * len(job.sources) for job in plan.jobs if job.settings)
         rate = _rate(plan)
         seconds = entries * _seconds_an_entry(plan, runner.device) / threads + (reads + plan.output_bytes) / rate / threads
-    held = runner.room_bytes()
+    held = runner.room_bytes(threads)
+    work = sum(sorted(map(runner.work_bytes, plan.jobs), reverse=True)[:threads])
     if config.method.per_task_state:
         names, write_bytes, held = expected(plan)
-    return Estimate(plan, out, names, reads, write_bytes, held, seconds)
+    return Estimate(plan, out, names, reads, write_bytes, held, seconds, work)
 
 
 def _seconds_an_entry(plan: Plan, device: torch.device) -> float:

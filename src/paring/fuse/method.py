@@ -117,6 +117,8 @@ class Method:
         min_models, max_models: besides the base; None: any number.
         needs_data: calibration data.
         per_task_state: beside the merged tensor there is a mask and a scale for each task (``paring.fuse.emr``).
+        work_bytes: given a tensor's shape and the parameters, the most memory that it takes beside the output, as measured, but
+            for pieces that stay in the cache; 0: it goes entry by entry.
         stages: what it ranks before it merges, for thresholds; a later stage may need what an earlier one found.
         check: what must hold between parameters; raises FuseError with the method's name in front.
     """
@@ -131,6 +133,7 @@ class Method:
     max_models: int | None = None
     needs_data: bool = False
     per_task_state: bool = False
+    work_bytes: Callable[[torch.Size, Settings], int] = lambda shape, parameters: 0
     stages: tuple[Stage, ...] = ()
     check: Callable[[Settings, Sequence[Settings]], str | None] = lambda parameters, per_model: None
 

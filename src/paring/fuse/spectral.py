@@ -7,15 +7,17 @@
                                                                               (Marczak et al. 2025, arXiv 2502.04959, Iso-C)
 
 Directions whose singular value is zero to rounding are left out, of Iso-C's mean too: their vectors are arbitrary.
-Memory: about eight fp32 matrices; methods that go entry by entry hold none.
+Memory: ``matrices``; methods that go entry by entry hold none.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from paring.fuse.inputs import FuseError, Inputs
 from paring.fuse.linear import SHARE, add_weighted, scaled_by
-from paring.fuse.method import Method
+from paring.fuse.method import Method, Settings
 
 
 def matrix(inputs: Inputs, i: int, weight: float) -> Tensor:
@@ -29,6 +31,17 @@ def matrix(inputs: Inputs, i: int, weight: float) -> Tensor:
 
 def is_matrix(inputs: Inputs) -> bool:
     return len(inputs.shape) == 2 and min(inputs.shape) > 1
+
+
+def matrices(whole: float, square: float) -> Callable[[torch.Size, Settings], int]:
+    """How much a method holds of a matrix: so many in fp32, and so many squares of its smaller side."""
+
+    def work_bytes(shape: torch.Size, parameters: Settings) -> int:
+        if len(shape) != 2 or min(shape) < 2:
+            return 0
+        return int(4 * (whole * shape.numel() + square * min(shape) ** 2))
+
+    return work_bytes
 
 
 def mean(inputs: Inputs, out: Tensor) -> None:
@@ -115,6 +128,7 @@ METHODS = (
         "each task's largest singular vectors, made orthogonal",
         tsv,
         (SHARE, scaled_by(1.0)),
+        work_bytes=matrices(9, 9.5),
     ),
     Method(
         "iso",
@@ -122,5 +136,6 @@ METHODS = (
         "sum with all singular values made equal (Iso-C)",
         iso,
         (SHARE, scaled_by(1.0)),
+        work_bytes=matrices(7, 6),
     ),
 )

@@ -7,7 +7,7 @@ For a matrix [out, in] the rows of tau_i span, nearly, the inputs that layer has
 from sum_i tau_i, by Adam as in the paper (300 steps, rate 1e-5); ``steps: 0`` gives the exact minimum of least norm instead.
 The gradient is 2 (tau A - B), with G_i = tau_i^T tau_i / ||tau_i||^2, A = sum_i G_i [in, in] and B = sum_i tau_i G_i [out, in],
 so that a step is one product however many tasks there are. Tensors that are no matrices: the mean.
-Memory: about six fp32 matrices of the larger of [out, in] and [in, in].
+Memory: ``work_bytes``; [in, in] may be far larger than the matrix.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paring.fuse.inputs import Inputs
 from paring.fuse.linear import SHARE, scaled_by
-from paring.fuse.method import Method, Parameter
+from paring.fuse.method import Method, Parameter, Settings
 from paring.fuse.spectral import is_matrix, matrix, mean, written
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
@@ -60,6 +60,14 @@ def descended(tau: Tensor, a: Tensor, b: Tensor, steps: int, rate: float) -> Ten
     return tau
 
 
+def work_bytes(shape: torch.Size, parameters: Settings) -> int:
+    """So many fp32 matrices [out, in] and [in, in]."""
+    if len(shape) != 2 or min(shape) < 2:
+        return 0
+    whole, square = (9.0, 3.3) if parameters["steps"] else (5.0, 12.0)
+    return int(4 * (whole * shape.numel() + square * shape[1] ** 2))
+
+
 METHODS = (
     Method(
         "wudi",
@@ -72,5 +80,6 @@ METHODS = (
             Parameter("learning_rate", 1e-5, "of Adam", low=0, open_low=True),
             scaled_by(1.0),
         ),
+        work_bytes=work_bytes,
     ),
 )
