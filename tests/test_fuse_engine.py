@@ -22,6 +22,7 @@ from paring.cli.main import main
 from paring.delta.checkpoint.fingerprint import fingerprint, total
 from paring.delta.checkpoint.read import open_checkpoint
 from paring.fuse.engine import fuse
+from paring.fuse.models import Read, Tuned
 from paring.fuse.output import hidden
 from paring.fuse.registry import Inputs, method
 
@@ -264,6 +265,36 @@ def test_global_thresholds(tmp_path: Path) -> None:
     out = whole(tmp_path / "global")
     for name in before:
         assert torch.equal(out[name] != before[name], (after[name] - before[name]).abs() >= least)
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs", "pcb", "sce"])
+def test_a_global_threshold_decodes_what_it_ranks_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of deltas each tensor is decoded for its own model's ranking, not for every one; the output is that of checkpoints."""
+    paths = family(tmp_path, 4)
+    deltas = [paths[0]]
+    for path in paths[1:]:
+        deltas.append(str(tmp_path / f"{Path(path).name}.delta.safetensors"))
+        paring.save_delta(paring.diff(paths[0], path), deltas[-1])
+    parameters: dict[str, Any] = {"select_topk": 0.3} if name == "sce" else {"density": 0.3}
+    parameters |= {"weight": 0.5} if name in ("ties", "breadcrumbs") else {}
+    read = Tuned.read
+    for out, models in (("plain", paths), ("deltas", deltas)):
+        asked = {"merge_method": name, "base_model": models[0], "scope": "global", "parameters": parameters}
+        reads: dict[tuple[str, str], int] = {}
+
+        def counting(model: Tuned, tensor: str, reads: dict[tuple[str, str], int] = reads) -> Read:
+            key = model.called, tensor
+            reads[key] = reads.get(key, 0) + 1
+            return read(model, tensor)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Tuned, "read", counting)
+            fuse(write(tmp_path, asked | {"models": [{"model": m} for m in models[1:]]}), tmp_path / out)
+    assert_same_bits(whole(tmp_path / "deltas"), whole(tmp_path / "plain"))
+    # two readings that count, one for ties, the merge itself; sce counts what is not zero besides, pcb ranks a second time by
+    # scores, to which every model adds
+    most = {"ties": 4, "breadcrumbs": 4, "sce": 5, "pcb": 4 + 3 * 4}[name]
+    assert len(reads) == 4 * len(whole(paths[0])) and set(reads.values()) <= set(range(1, most + 1))
 
 
 def test_a_prefix_more_or_less(tmp_path: Path) -> None:

@@ -183,7 +183,13 @@ class Runner:
         """Where thresholds over all tensors fall: a first reading of all."""
         merged = {job.name: job for job in self.plan.jobs if job.settings}
         try:
-            return global_cuts(self.plan.config.method, list(merged), lambda name: self.inputs(merged[name]), pool.map)
+            return global_cuts(
+                self.plan.config.method,
+                list(merged),
+                lambda name: self.inputs(merged[name]),
+                pool.map,
+                load_some=lambda name, models: self.inputs(merged[name], models),
+            )
         except FuseError as error:
             for job in merged.values():
                 if isinstance(located := self.located(job, error), DeltaError):
@@ -263,14 +269,18 @@ class Runner:
             raise self.located(job, error) from error
         return merged
 
-    def inputs(self, job: Job) -> Inputs:
-        """What the method is given."""
+    def inputs(self, job: Job, only: Collection[int] | None = None) -> Inputs:
+        """What the method is given; with ``only``, what it reads of the models of these numbers, and nothing of the others."""
         assert job.settings is not None
         base = self.weights(job.base).to(self.device) if job.base else None
         aligning = self._vocabulary if job.vocabulary else None
         models, differences = [], []
-        for origin in job.sources:
+        for i, origin in enumerate(job.sources):
             model = self.plan.models[origin.model]
+            if only is not None and i not in only and not aligning:
+                models.append(torch.zeros(1, device=self.device).expand(model.infos[origin.name].shape))
+                differences.append(False)
+                continue
             read = model.read(origin.name)
             beside = model.beside(origin.name) if read.difference and job.base else None
             if read.difference and (aligning or beside is None or beside != self._stored(job.base)):

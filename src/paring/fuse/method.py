@@ -88,11 +88,13 @@ class Ranking:
         read: entries ``start:end:step``; flat, fp32, none negative.
         counts: of how many of the largest the end is asked for, of n numbers of which some are not zero.
         of_nonzero: whether these matter.
+        model: the only one that is read; None: all may be.
     """
 
     read: Callable[[int, int, int], Tensor]
     counts: Callable[[int, int], Sequence[int]]
     of_nonzero: bool = False
+    model: int | None = None
 
 
 Stage = Callable[[Inputs, Cuts], Sequence[Ranking]]  # given what the stages before found

@@ -30,7 +30,9 @@ def by_magnitude(inputs: Inputs, found: Cuts) -> list[Ranking]:
 
     return [
         Ranking(
-            read(i), lambda n, nonzero: [n - int(max(0.0, n * (1 - _OUTLIERS) - 1)), max(1, n - max(1, int(n * _OUTLIERS)))]
+            read(i),
+            lambda n, nonzero: [n - int(max(0.0, n * (1 - _OUTLIERS) - 1)), max(1, n - max(1, int(n * _OUTLIERS)))],
+            model=i,
         )
         for i in range(len(inputs.models))
     ]

@@ -5,7 +5,7 @@ tensor, which keeps the same share of every tensor, however little it changed. A
 streamed readings of each model (``paring.slim.histogram``) and a third one up to where the last of the tied entries is.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -21,6 +21,8 @@ from paring.slim.histogram import Threshold, patterns, thresholds
 A = TypeVar("A")
 B = TypeVar("B")
 Map = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
+Load = Callable[[str], Inputs]
+LoadSome = Callable[[str, Collection[int]], Inputs]
 
 
 def local_cuts(inputs: Inputs, stages: Sequence[Stage]) -> Cuts:
@@ -33,13 +35,17 @@ def local_cuts(inputs: Inputs, stages: Sequence[Stage]) -> Cuts:
     return found
 
 
-def global_cuts(method: Method, names: Sequence[str], load: Callable[[str], Inputs], map: Map = map) -> dict[str, Cuts]:
+def global_cuts(
+    method: Method, names: Sequence[str], load: Load, map: Map = map, *, load_some: LoadSome | None = None
+) -> dict[str, Cuts]:
     """Of all tensors together: for each name what goes into ``Inputs.cuts``.
 
     Args:
         names: of the tensors, in the order in which equal magnitudes count.
         load: gives a tensor's inputs; called several times for each.
         map: for several threads: ``executor.map``; a call reads all tensors of one model.
+        load_some: the same as ``load`` where only the models of these numbers are read: it need not make the others, whose
+            content may be anything of their shape.
 
     Raises:
         FuseError: the method ranks nothing, or tensors differ in what is asked for (a gradient of densities).
@@ -49,10 +55,11 @@ def global_cuts(method: Method, names: Sequence[str], load: Callable[[str], Inpu
     found: dict[str, Cuts] = dict.fromkeys(names, ())
     if not names:
         return found
-    total = sum(load(name).numel for name in names)
+    some = load_some or (lambda name, models: load(name))
+    total = sum(some(name, ()).numel for name in names)
     for stage in method.stages:
-        rankings = len(stage(load(names[0]), found[names[0]]))
-        cuts = list(map(lambda i, stage=stage: _one(method, stage, i, names, load, found, total), range(rankings)))  # type: ignore[misc]
+        rankings = len(stage(some(names[0], ()), found[names[0]]))
+        cuts = list(map(lambda i, stage=stage: _one(method, stage, i, names, load, some, found, total), range(rankings)))  # type: ignore[misc]
         found = {name: found[name] + tuple(of[name] for of in cuts) for name in names}
     return found
 
@@ -62,14 +69,20 @@ def _one(
     stage: Stage,
     i: int,
     names: Sequence[str],
-    load: Callable[[str], Inputs],
+    load: Load,
+    some: LoadSome,
     found: dict[str, Cuts],
     total: int,
 ) -> dict[str, tuple[Cut, ...]]:
     """Cuts of one ranking."""
 
+    def unread(name: str) -> Ranking:
+        return stage(replace(some(name, ()), cuts=None), found[name])[i]
+
+    model = unread(names[0]).model
+
     def ranking(name: str) -> tuple[Inputs, Ranking]:
-        inputs = load(name)
+        inputs = load(name) if model is None else some(name, (model,))
         return inputs, stage(replace(inputs, cuts=None), found[name])[i]
 
     def pieces() -> Iterator[tuple[None, Tensor]]:
@@ -78,9 +91,9 @@ def _one(
             for start, end in inputs.ranges():
                 yield None, ranked.read(start, end, 1).cpu()
 
-    of_nonzero = ranking(names[0])[1].of_nonzero
+    of_nonzero = unread(names[0]).of_nonzero
     nonzero = sum(int(torch.count_nonzero(piece)) for _, piece in pieces()) if of_nonzero else total
-    asked = {tuple(ranking(name)[1].counts(total, nonzero)) for name in names}
+    asked = {tuple(unread(name).counts(total, nonzero)) for name in names}
     if len(asked) > 1:
         raise FuseError(
             f"{method.name}: scope: global with settings that differ between tensors; expected one density for all of a model's"

@@ -44,7 +44,7 @@ def by_magnitude(inputs: Inputs, found: Cuts) -> list[Ranking]:
     def counts(density: float) -> Callable[[int, int], list[int]]:
         return lambda n, nonzero: [num_kept(density, n)]
 
-    return [Ranking(_magnitudes(inputs, i), counts(density)) for i, density in enumerate(inputs.values("density"))]
+    return [Ranking(_magnitudes(inputs, i), counts(density), model=i) for i, density in enumerate(inputs.values("density"))]
 
 
 def without_outliers(inputs: Inputs, found: Cuts) -> list[Ranking]:
@@ -59,7 +59,7 @@ def without_outliers(inputs: Inputs, found: Cuts) -> list[Ranking]:
         return of
 
     settings = zip(inputs.values("density"), inputs.values("gamma"), strict=True)
-    return [Ranking(_magnitudes(inputs, i), counts(*of)) for i, of in enumerate(settings)]
+    return [Ranking(_magnitudes(inputs, i), counts(*of), model=i) for i, of in enumerate(settings)]
 
 
 def largest(inputs: Inputs, i: int, cuts: Cuts) -> Thin:
