@@ -35,7 +35,7 @@ class Page:
 
     Attributes:
         errors: what went to the console as a warning or an error, or was thrown, or was refused; also failed requests.
-        requests: addresses that were asked for.
+        requests: addresses that were asked for, but for those that the page's policy refused.
     """
 
     def __init__(self, to: int, back: int) -> None:
@@ -44,6 +44,7 @@ class Page:
         self._events: list[str] = []
         self.errors: list[str] = []
         self.requests: list[str] = []
+        self._asked: dict[str, str] = {}
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -144,7 +145,10 @@ class Page:
         elif method == "Log.entryAdded":
             self.errors.append(given["entry"]["text"])
         elif method == "Network.requestWillBeSent":
+            self._asked[given["requestId"]] = given["request"]["url"]
             self.requests.append(given["request"]["url"])
+        elif method == "Network.loadingFailed" and given.get("blockedReason") == "csp":
+            self.requests.remove(self._asked[given["requestId"]])
 
 
 @contextmanager

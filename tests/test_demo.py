@@ -45,7 +45,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_the_files_are_there_and_whole(record: dict[str, Any]) -> None:
     out: Path = record["out"]
-    assert sorted(path.name for path in out.iterdir()) == ["deltas", "demo.json", "demo.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["deltas", "demo.json", "demo.png", "report.html"]
     read = json.loads((out / "demo.json").read_text())
     assert set(read) == set(record) - {"out"}
     assert read["conclusions"] == record["conclusions"]
@@ -91,6 +91,7 @@ def test_two_runs_give_the_same_in_processes_too(record: dict[str, Any], tmp_pat
     assert table(again) in printed
     assert all(line in printed for line in again["conclusions"])
     assert str(tmp_path / "demo.png") in printed
+    assert printed.splitlines()[-1].startswith(f"Wrote {tmp_path / 'report.html'}: ")
 
 
 @pytest.mark.parametrize("name", METHODS)

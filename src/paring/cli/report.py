@@ -10,8 +10,8 @@ def add_parser(subparsers: Any) -> None:
         "report",
         help="one HTML page that shows a run: tables, figures, configuration, bytes and times",
         description="Makes one self-contained HTML page of the folder of a run (tune, slim --report, slim --bank, transfer "
-        "--report, fuse, demo, or a folder of deltas). The page loads nothing and can be sent to anyone; of paths it has the "
-        "last part (but a merge's configuration as it stands).",
+        "--report, fuse, probe, demo, or a folder of deltas). The page loads nothing and can be sent to anyone; of paths it "
+        "has the last part (but a merge's configuration as it stands).",
     )
     parser.add_argument("folder", metavar="DIR", help="what the run wrote")
     parser.add_argument("--out", metavar="FILE", help="the page (DIR/report.html); an older page there is replaced")

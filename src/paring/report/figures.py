@@ -53,7 +53,8 @@ def render_picture(picture: Picture) -> Markup:
 
     source = "data:image/svg+xml;base64," + b64encode(picture.svg).decode()
     image = element("img", {"src": source, "alt": picture.caption, "class": "picture"})
-    return element("figure", {"class": "figure"}, element("figcaption", None, picture.caption), image)
+    scroll = element("div", {"class": "scroll", "role": "region", "aria-label": picture.caption, "tabindex": 0}, image)
+    return element("figure", {"class": "figure"}, element("figcaption", None, picture.caption), scroll)
 
 
 def _panel(figure: Figure, panel: Panel, styles: Mapping[str, int], limits: Limits, alone: bool) -> Markup:

@@ -11,7 +11,7 @@ class Limits:
     rows: of a table; csv_rows: of its download. points: of a line that are drawn. letters: of a text or cell.
     """
 
-    rows: int = 1_000
+    rows: int = 500
     csv_rows: int = 50_000
     points: int = 600
     letters: int = 100_000

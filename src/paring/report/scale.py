@@ -74,7 +74,8 @@ def _ticks(low: float, high: float, count: int) -> tuple[float, ...]:
 
 def _log_ticks(low: float, high: float, count: int) -> tuple[float, ...]:
     """Powers of ten, every so many; where there are few, 2 and 5 times them, too."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    every = max(1, math.ceil((last - first) / max(count, 1)))
-    factors = (1, 2, 5) if last - first <= 2 else (1,)
-    return tuple(f * 10.0**e for e in range(first, last + 1, every) for f in factors)
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    if last - first < 2:
+        return tuple(f * 10.0**e for e in range(first - 1, last + 1) for f in (1, 2, 5))
+    every = math.ceil((last - first + 1) / max(count, 1))
+    return tuple(10.0**e for e in range(first, last + 1, every))

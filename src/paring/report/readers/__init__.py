@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paring.report.document import Document
-from paring.report.readers import bank, demo, fuse, slim, transfer, tune
+from paring.report.readers import bank, demo, fuse, probe, slim, transfer, tune
 from paring.report.record import ReportError
 
 
@@ -26,6 +26,7 @@ READERS = (
     Reader("paring slim --bank", bank.marks, bank.read),
     Reader("paring transfer --report", transfer.marks, transfer.read),
     Reader("paring fuse", fuse.marks, fuse.read),
+    Reader("paring probe", probe.marks, probe.read),
     Reader("paring demo", demo.marks, demo.read),
 )
 DELTAS = Reader("a folder of deltas", bank.holds_deltas, bank.read_deltas)  # asked last: runs hold deltas, too

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from paring.report.document import Block, Code, Column, Document, Facts, Section, Table
 from paring.report.numbers import size, text
-from paring.report.readers.parts import counted, unreadable
+from paring.report.readers import fusion
+from paring.report.readers.parts import counted, layers, listed, unreadable
 from paring.report.record import Record, read_record
 
 RECORD, CONFIG = "paring-fuse.json", "paring-fuse.yml"
+SHARED, _MASK = "shared", ".mask.safetensors"  # of a bank
 _MOST_TEXT = 1 << 20
 _NO_TIMES = "The same inputs give the same files, byte for byte; so there are no times among them."
 
@@ -27,27 +29,28 @@ def read(folder: Path) -> Document:
     record = read_record(folder / RECORD)
     models, output = record.records("models"), record.record("output")
     method = record.text("merge_method")
-    weights, num_bytes = _weights(folder, output, gaps)
-    stats = [
-        (text(len(models), "count"), "models merged"),
-        (text(output.number("tensors"), "count"), "tensors"),
-        (size(num_bytes), "of weights"),
-    ]
-    about = [
-        ("method", method),
-        ("paper", record.text("paper")),
-        ("thresholds over", record.text("scope")),
-        ("seed", dict(record.plain())["seed"]),
-    ]
-    about.append(("fingerprint of the output", output.text("fingerprint")))
+    about = [(name, value) for name, value in record.plain() if name in ("paper", "scope", "seed")]
+    searched, stats = fusion.sections(folder)
+    stats.append((text(len(models), "count"), "models merged"))
+    if "tasks" in output:
+        result, size_of = _bank(folder, output, gaps)
+        about.append(("the shared vector is known by", output.text("shared")))
+    else:
+        result, size_of = _weights(folder, output, gaps)
+        about.append(("the output is known by", output.text("fingerprint")))
+        stats.append((text(output.number("tensors"), "count"), "tensors"))
+    if size_of is not None:
+        stats.append((size(size_of), "in all" if "tasks" in output else "of weights"))
     sections = [
-        Section("What was merged", [_models(models), Facts(about)]),
-        Section("The checkpoint", weights),
+        Section("What was merged", [_models(models), Facts([("method", method), *about])]),
+        *searched,
+        result,
         Section("Configuration", _configuration(folder, gaps)),
         Section("Made with", [Facts([("paring", record.text("tool")), ("PyTorch", record.text("torch"))]), _NO_TIMES]),
     ]
-    lead = f"{counted(len(models), 'model')} merged into one by {method}, in fp32, tensor by tensor."
-    return Document("paring fuse", folder.name, lead, sections, stats if weights else stats[:2], gaps)
+    kept = f", a mask and a scale for each of {counted(len(output.record('tasks').names), 'task')}" if "tasks" in output else ""
+    lead = f"{counted(len(models), 'model')} merged by {method}, in fp32, tensor by tensor{kept}."
+    return Document("paring fuse", folder.name, lead, sections, stats, gaps)
 
 
 def _models(models: list[Record]) -> Table:
@@ -60,7 +63,7 @@ def _models(models: list[Record]) -> Table:
     return Table("The models, and by what each is known again", columns, rows)
 
 
-def _weights(folder: Path, output: Record, gaps: list[str]) -> tuple[list[Block], float]:
+def _weights(folder: Path, output: Record, gaps: list[str]) -> tuple[Section, float | None]:
     """The output's bytes by layer, from its headers; no tensor is read."""
     from paring.delta.checkpoint.read import open_checkpoint  # loads PyTorch
     from paring.delta.inspect import layer_of
@@ -70,7 +73,7 @@ def _weights(folder: Path, output: Record, gaps: list[str]) -> tuple[list[Block]
             infos = {name: checkpoint.info(name) for name in checkpoint}
     except (OSError, ValueError) as error:
         gaps.append(f"The weights: {unreadable(folder, error)}")
-        return [], 0
+        return Section("The checkpoint", ["Its weights cannot be shown."]), None
     if len(infos) != output.number("tensors"):
         said = text(output.number("tensors"), "count")
         gaps.append(f"The weights have {len(infos):,} tensors, the record says {said}: they are not those of this merge.")
@@ -90,7 +93,22 @@ def _weights(folder: Path, output: Record, gaps: list[str]) -> tuple[list[Block]
         Column("bytes", "count", bar=True),
         Column("type"),
     )
-    return [Table("Weights, layer by layer", columns, rows, foot=[total], summed=True)], total[3]
+    table = Table("Weights, layer by layer", columns, rows, foot=[total], summed=True)
+    return Section("The checkpoint", [table]), total[3]
+
+
+def _bank(folder: Path, output: Record, gaps: list[str]) -> tuple[Section, float | None]:
+    """A bank: one shared vector, and for each task a mask and a scale."""
+    rows = []
+    for name, task in output.record("tasks").items():
+        rows.append((name, task.number("scale"), task.number("bytes"), listed(task.texts("own"))))
+        if not (folder / f"{name}{_MASK}").is_file():
+            gaps.append(f"{name}{_MASK}, the mask of a task, is not in the folder.")
+    columns = (Column("task"), Column("scale", "score"), Column("bytes", "count", bar=True), Column("tensors of its own"))
+    shared = layers(folder / SHARED, gaps)
+    files = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    tables = [Table("Each task, beside the shared vector", columns, rows), *shared]
+    return Section("The bank", tables), sum(path.stat().st_size for path in files)
 
 
 def _configuration(folder: Path, gaps: list[str]) -> list[Block]:

@@ -9,6 +9,7 @@ from paring.report.numbers import size, text
 from paring.report.record import Record
 
 SPLITS = ("calibration", "validation", "test")
+_MASK = ".mask.safetensors"
 # Settings that say where something lay: a page may be shown to others, so it has the last part of these.
 _PATHS = ("model", "data", "out", "search", "report", "config", "base", "delta")
 
@@ -92,6 +93,9 @@ def deltas(paths: Iterable[tuple[str, Path]], gaps: list[str]) -> Table:
 
     rows: list[tuple[str | float | None, ...]] = []
     for name, path in paths:
+        if path.name.endswith(_MASK):  # of a merge that is kept as a bank
+            rows.append((name, path.stat().st_size, None, None, "", "a mask of the vector in shared/, and a scale"))
+            continue
         try:
             s = summarise(path)
         except (OSError, ValueError) as error:
