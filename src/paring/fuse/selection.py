@@ -79,7 +79,7 @@ class _Bracket:
         self._counts.append(int(np.count_nonzero(between)))
         self._starts.append(start)
         if self.low != self.high and self._collected <= self.numel // 4:  # more than that: the sample misled
-            self._inside.append(a[between])
+            self._inside.append(a.take(np.flatnonzero(between)))  # a[between], in a fifth of the time
             self._collected += self._counts[-1]
 
     def cut(self, k: int, read: Read) -> Cut | None:
