@@ -13,7 +13,7 @@ from paring.delta.align import align
 from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.checkpoint.tensorinfo import TensorInfo
 from paring.delta.errors import DeltaError
-from paring.fuse.models import Model, model_config
+from paring.fuse.models import Model, Tuned, model_config
 from paring.fuse.stacks import Stacks, stacks_of
 
 Names = Mapping[str, str]
@@ -37,6 +37,8 @@ class Catalogue:
     def __init__(self, model: Model, reference: Model) -> None:
         self.model, self._reference, self.config = model, reference, model_config(model)
         found = align(reference.infos, model.infos) if model is not reference else {n: n for n in model.infos}
+        if isinstance(model, Tuned) and model.base is reference:
+            found = {**model.names_of_base, **found}
         rename = _renaming(found)
         self.names: dict[str, str] = dict(found)
         taken = {model.tied.get(own, own) for own in found.values()}

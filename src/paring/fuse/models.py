@@ -102,6 +102,11 @@ class Tuned:
         self.tied = {n: first[p.there] for n, p in self._plan.items() if p.there and first[p.there] != n}
         self.config = vector.facts.get("config")
 
+    @property
+    def names_of_base(self) -> dict[str, str]:
+        """For each tensor of the base that it has, its own name of it: libraries may rename tensors as they load them."""
+        return {planned.there: name for name, planned in reversed(self._plan.items()) if planned.there}
+
     def read(self, name: str) -> Read:
         planned, changes = self._plan[name], self._changes(name)
         if planned.there and not changes:

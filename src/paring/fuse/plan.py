@@ -95,7 +95,7 @@ def make_plan(config: Config, allow: Collection[str] = ()) -> Plan:
     """
     how = config.method
     if how.needs_data:
-        raise config.error("merge_method", f"{how.name} needs calibration data, which a configuration does not give")
+        raise config.error("merge_method", f"{how.name} searches on rows of the tasks; give --calibration NAME=FILE …")
     if how.per_task_state:
         _refuse_unfit(config)
         allow = {*allow, "extra"}  # the tasks' own, which the bank has

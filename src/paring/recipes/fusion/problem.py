@@ -26,6 +26,7 @@ from paring.fusion.searched import Objective
 from paring.neighbours.peft_import import import_peft
 from paring.recipes.calibration import load_splits
 from paring.recipes.fusion.settings import FusionSettings, TaskOptions
+from paring.recipes.holdout import hold_out
 from paring.recipes.models import Loaded
 from paring.recipes.quiet import quiet
 from paring.recipes.scoring import Goal, Scores, Scoring
@@ -124,10 +125,12 @@ def problem(
     """
     base, notes = _base(plan.config), list[str]()
     opened = [_opened(name, reference, base, options[name], settings) for name, reference in tasks.items()]
-    rows = []
     with quiet():
-        for name, (loaded, _, tuning, _) in zip(tasks, opened, strict=True):
-            rows.append(_rows(name, loaded, tuning, options[name], settings, notes))
+        every = {
+            name: _rows(name, loaded, tuning, options[name], settings, notes)
+            for name, (loaded, _, tuning, _) in zip(tasks, opened, strict=True)
+        }
+        rows = hold_out_alike(every, settings.held_out, settings.seed, notes)
         refuse_shared_rows(rows)
         sides = [
             side_of(name, loaded, tuning, row, settings.batch_size, notes)
@@ -179,17 +182,50 @@ def _opened(
 def _rows(
     name: str, loaded: Loaded, tuning: TuneSettings, options: TaskOptions, settings: FusionSettings, notes: list[str]
 ) -> TaskRows:
-    files = options.files
-    if files.validation is None:
-        files = replace(files, held_out=settings.held_out)
     try:
-        found = load_splits(files, tuning, labels_of(loaded, tuning), settings.seed)
+        found = load_splits(options.files, tuning, labels_of(loaded, tuning), settings.seed)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"{name!r}: {error}") from None
     notes += [f"{name}: {note}" for note in found.notes]
     splits = {SEARCHED: found.calibration, SELECTED: found.validation, REPORTED: found.test}
     there = {split: rows for split, rows in splits.items() if rows is not None}
     return TaskRows(there, {split: f"--{split} {name}" for split in there})
+
+
+def hold_out_alike(tasks: Mapping[str, TaskRows], share: float, seed: int, notes: list[str]) -> list[TaskRows]:
+    """Of tasks without validation rows a share of the calibration rows in their place: a row that one task holds out is held
+    out by every other that has it.
+
+    Raises:
+        ValueError: too few rows.
+    """
+    without = {name: rows.splits[SEARCHED] for name, rows in tasks.items() if SELECTED not in rows.splits}
+    held: set[bytes] = set()
+    for name, rows in without.items():
+        try:
+            _, chosen = hold_out(rows.keys, rows.labels or [""] * len(rows), share, seed)
+        except ValueError:
+            raise ValueError(
+                f"--calibration {name}: {len(rows)} row(s) are too few to choose on some and search on the others; give more, "
+                f"or --validation {name}=FILE"
+            ) from None
+        held |= {rows.keys[i] for i in chosen}
+    made = []
+    for name, task in tasks.items():
+        if name not in without:
+            made.append(task)
+            continue
+        rows = without[name]
+        out = [i for i, key in enumerate(rows.keys) if key in held]
+        stay = [i for i, key in enumerate(rows.keys) if key not in held]
+        if not stay:
+            raise ValueError(f"--calibration {name}: other tasks hold out all of its rows; give --validation of each task")
+        splits = {**task.splits, SEARCHED: rows.select(stay), SELECTED: rows.select(out)}
+        made.append(TaskRows(splits, {**task.options, SELECTED: f"the held-out share of --calibration {name}"}))
+        notes.append(
+            f"{name}: no --validation: {len(out)} of {len(rows)} calibration rows are held out to choose on (seed {seed})"
+        )
+    return made
 
 
 def _new_names(model: nn.Module, vector: TaskVector) -> frozenset[str]:

@@ -18,6 +18,7 @@ from paring.delta.align import align
 from paring.delta.base import Base, TensorFacts, dtype_name
 from paring.delta.card import cell
 from paring.delta.change import exact_change
+from paring.delta.checkpoint.companions import is_text, module_folders
 from paring.delta.checkpoint.read import open_checkpoint
 from paring.delta.files import save_delta
 from paring.delta.places import Everywhere
@@ -41,8 +42,8 @@ def refuse_there(out: Path, overwrite: bool) -> None:
     """As ``paring.fuse.output.refuse_present``; but what an earlier search wrote may be overwritten, heads and all."""
     heads = out / HEADS
     if overwrite and (out / SEARCH).is_file() and (not heads.exists() or (heads.is_dir() and _only_deltas(heads))):
-        others = [p.name for p in out.iterdir() if p.is_dir() and p != heads]
-        if not others:
+        ours = {heads, *(f for f in module_folders(out) if all(is_text(p) for p in f.iterdir()))}
+        if all(path in ours for path in out.iterdir() if path.is_dir()):
             return
     refuse_present(out, overwrite)
 
