@@ -80,6 +80,9 @@ def test_balance() -> None:
     flat, steep = torch.ones(4), torch.tensor([2.0, 1.0, 0.5, 0.5])
     other = spectra.balance([flat, steep])
     assert other["energy_ratio"] == pytest.approx(1) and other["profile_ratio"] == pytest.approx(2)
+    assert spectra.balance([flat, torch.tensor([1.2, 1.2, 1.2, 0.4])])["profile_ratio"] == pytest.approx(2.5)  # the last
+    faint = [torch.tensor([4.0, 4.0, last]) for last in (0.1, 0.2)]
+    assert spectra.balance(faint)["profile_ratio"] == pytest.approx(8.2 / 8.1)  # two of three hold 90 %
     assert spectra.balance([flat, 0 * flat])["energy_ratio"] == math.inf
     assert spectra.effective_rank(flat) == pytest.approx(4) and spectra.effective_rank(0 * flat) == 0
     assert spectra.profiles([flat, 0 * flat])[0] == {"place": 0.0, "least": 1, "mean": 1, "most": 1}

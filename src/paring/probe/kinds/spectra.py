@@ -120,7 +120,7 @@ def _work(matrix: StoredMatrix) -> float:
 
 
 def verdict(tables: Tables, settings: Settings) -> Verdict:
-    """Holds where no trained matrix has an energy ratio above the bound."""
+    """Holds where no trained matrix has an energy ratio above the bound; the decay is told beside it."""
     rows = [row for row in tables["matrices"] if row["matrix"] == "trained"]
     ratios = [_number(row["energy_ratio"]) for row in rows]
     within = sum(ratio <= settings.bound for ratio in ratios)
@@ -149,16 +149,18 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
     for control in settings.controls:
         found = sorted(_number(r["energy_ratio"]) for r in tables["matrices"] if r["matrix"] == control)
         numbers[f"median_ratio_{control}"] = found[len(found) // 2]
-        beside.append(f"{_shown(found[len(found) // 2])} ({control})")
+        decays = sorted(_number(r["profile_ratio"]) for r in tables["matrices"] if r["matrix"] == control)
+        numbers[f"median_profile_ratio_{control}"] = decays[len(decays) // 2]
+        beside.append(f"{_shown(found[len(found) // 2])} and {_shown(decays[len(decays) // 2])} ({control})")
     said = (
         f"in {within} of {len(rows)} cuts into {settings.groups} groups ({numbers['num_matrices']} matrices, "
         f"{' and '.join(settings.axes)}) no group has more than {settings.bound:g} times the mean eigenvalue of another "
         f"({100 * within / len(rows):.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %); typical ratio "
         f"{_shown(typical)} ({_shown(ends[0])} to {_shown(ends[1])}), worst {_shown(max(ratios))} ({worst['axis']}s of "
-        f"{worst['layer']})"
+        f"{worst['layer']}); decay: median profile ratio {_shown(sorted(profile)[len(profile) // 2])}"
     )
     if beside:
-        said += f"; controls, median: {', '.join(beside)}"
+        said += f"; medians of both, controls: {', '.join(beside)}"
     plain: Row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()}
     return Verdict(within == len(rows), said, plain)
 
