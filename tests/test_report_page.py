@@ -81,6 +81,18 @@ def tip(page: Page) -> str | None:
     return page.evaluate("document.querySelector('.tip:not(.off)')?.innerText.replace(/\\s+/g, ' ') ?? null")
 
 
+def beside(page: Page) -> str:
+    """On which side of the line through the points their values are; never off the figure."""
+    at = page.evaluate(
+        "(() => { const b = (e) => document.querySelector(e).getBoundingClientRect(); const tip = b('.tip:not(.off)'),"
+        "cross = b('.cross'), figure = b('#figure-1'); return [tip.left, tip.right, tip.top, cross.left, cross.bottom,"
+        "figure.left, figure.right]; })()"
+    )
+    left, right, top, line, foot, first, last = at
+    assert first - 1 <= left and right <= last + 1
+    return "right" if left > line else "left" if right < line else "below" if top > foot else "over it"
+
+
 def test_nothing_is_said_and_nothing_asked_for(opened: Page, tmp_path: Path) -> None:
     assert opened.requests == [(tmp_path / "page.html").as_uri()]
     assert opened.evaluate("document.compatMode") == "CSS1Compat"
@@ -125,10 +137,9 @@ def test_values_under_the_pointer(opened: Page) -> None:
     left, top, width, height = opened.box("#figure-1 .panel:nth-child(2) svg.plot")
     opened.move(left + width * 0.55, top + height / 2)
     assert tip(opened) == "step: 10 one 0.75 two 0.2 limit 0.9"
-    box = opened.evaluate(
-        "(() => { const b = document.querySelector('.tip:not(.off)').getBoundingClientRect(); return [b.left, b.right]; })()"
-    )
-    assert left <= box[0] and box[1] <= left + width + 1
+    assert beside(opened) == "right"
+    opened.move(left + width * 0.95, top + height / 2)
+    assert beside(opened) == "left"  # the figure ends there
     opened.click("#figure-1 .legend li[data-series='two'] button")
     assert tip(opened) is None  # the pointer has left
     left, top, width, height = opened.box("#figure-1 .panel:nth-child(2) svg.plot")
@@ -179,18 +190,28 @@ def test_light_and_dark(browser: Page, tmp_path: Path, dark: bool) -> None:
     assert browser.errors == []
 
 
+def test_no_word_is_too_long(browser: Page, tmp_path: Path) -> None:
+    show(browser, everywhere("w" * 200), tmp_path, width=320, height=800, phone=True)
+    assert browser.evaluate("document.documentElement.scrollWidth") == 320
+    over = "e => e.getBoundingClientRect().right > 321 && !e.closest('.scroll, pre, svg')"
+    assert browser.evaluate(f"[...document.querySelectorAll('main *')].filter({over}).map(e => e.tagName)") == []
+
+
 @pytest.mark.parametrize("width", [320, 390, 768])
 def test_a_narrow_screen_needs_no_scrolling_sideways(browser: Page, tmp_path: Path, width: int) -> None:
     wide = Table("wide", [Column(f"a column with number {i}", "count") for i in range(30)], [[10**9] * 30] * 2)
-    document = Document(
-        "paring test", "a" * 200, "b" * 200, [Section("one", [wide, *(b for s in DOCUMENT.sections for b in s.blocks)])]
-    )
+    named = Figure("f", [Panel("", Axis("x"), Axis("y"), [Series("a method whose name is long enough", LINES[0].points)])])
+    blocks = [wide, named, *(b for s in DOCUMENT.sections for b in s.blocks)]
+    document = Document("paring test", "a" * 200, "b" * 200, [Section("one", blocks)])
     show(browser, document, tmp_path, width=width, height=800, phone=True)
     assert browser.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
     inside = browser.evaluate("[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth > e.clientWidth)")
     assert inside[0] is True  # a wide table scrolls by itself
     seen = "[...document.querySelectorAll('svg.plot')].filter(e => e.getClientRects().length)"
     assert browser.evaluate(f"{seen}.map(e => e.viewBox.baseVal.width)")[-1] == 360  # the wide drawing is not shown
+    left, top, plot, height = browser.box("#figure-1 .narrow svg.plot")
+    browser.move(left + plot * 0.55, top + height / 2)
+    assert beside(browser) in (("below",) if width < 400 else ("right", "left"))
     letters = browser.evaluate(f"{seen}.map(e => 12 * e.getBoundingClientRect().width / e.viewBox.baseVal.width)")
     assert min(letters) >= 8 and max(letters) <= 17
     assert browser.errors == []

@@ -24,7 +24,7 @@
   }
 
   function addValues(plot) {
-    const [left, top, right, bottom] = plot.dataset.box.split(" ").map(Number);
+    const [top, bottom] = plot.dataset.box.split(" ").map(Number);
     const groups = [...plot.querySelectorAll("g.series")].map((group) => ({
       group,
       name: group.dataset.series,
@@ -109,15 +109,20 @@
       tip.classList.remove("off");
     }
 
-    // Beside the points, on the side that has more room.
+    // Beside the points where the figure has room, to the right or to the left; where it has none (a phone), below.
     function place(hits) {
       const box = plot.getBoundingClientRect();
       const panel = tip.parentElement.getBoundingClientRect();
+      const figure = plot.closest("figure").getBoundingClientRect();
       const scale = box.width / plot.viewBox.baseVal.width;
-      const x = box.left - panel.left + hits[0].p[0] * scale;
-      const beside = hits[0].p[0] > (left + right) / 2 ? x - tip.offsetWidth - 12 : x + 12;
-      tip.style.left = `${Math.max(0, Math.min(beside, panel.width - tip.offsetWidth))}px`;
-      tip.style.top = `${box.top - panel.top + (lines.length ? top : Math.max(0, hits[0].p[1] - 40)) * scale}px`;
+      const x = box.left + hits[0].p[0] * scale;
+      const width = tip.offsetWidth;
+      const right = x + 12 + width <= figure.right;
+      const beside = right || x - 12 - width >= figure.left;
+      const at = beside ? (right ? x + 12 : x - 12 - width) : Math.max(figure.left, figure.right - width);
+      const down = lines.length ? top : Math.max(0, hits[0].p[1] - 40);
+      tip.style.left = `${at - panel.left}px`;
+      tip.style.top = `${(beside ? box.top + down * scale : box.bottom) - panel.top}px`;
     }
 
     function follow(event) {

@@ -48,7 +48,7 @@ def draw(
         "tabindex": 0,
         "data-x": panel.x.label,
         "data-y": panel.y.label,
-        "data-box": f"{left:.0f} {_TOP} {width - _RIGHT} {height - _bottom()}",
+        "data-box": f"{_TOP} {height - _bottom()}",
     }
     return element("svg", attributes, _axes(panel, x, y, width, height), *groups)
 
