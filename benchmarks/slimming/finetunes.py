@@ -49,7 +49,7 @@ def fine_tune(suite: str, task: str, method: str, seed: int, zoo: Path, results:
     """From the zoo; what is missing there, or in a format of an earlier version, is tuned anew."""
     model = tasks.fresh_model(suite, task, seed).eval()
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tuned = _tuned(suite, task, method, seed, zoo, results, model, fresh)
+    tuned = tuned_tensors(suite, task, method, seed, zoo, results, model, fresh)
     new = suite == "docstrings"  # the pretrained MiniLM has no head, the ViT has one for the same ten digits
     base = {name: tensor for name, tensor in fresh.items() if not (new and name.startswith(HEAD))}
     vector = paring.diff(base, {**fresh, **tuned}).in_memory()
@@ -70,7 +70,7 @@ def fine_tune(suite: str, task: str, method: str, seed: int, zoo: Path, results:
     return FineTune(suite, task, model, vector, Lesson(batches), loss)
 
 
-def _tuned(
+def tuned_tensors(
     suite: str, task: str, method: str, seed: int, zoo: Path, results: Path, model: nn.Module, fresh: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Tensors that were tuned, by name."""

@@ -1,0 +1,107 @@
+"""What is merged: the fine-tunes of all tasks of a suite on one body, each with its own head, and their rows."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import paring
+from paring.delta.taskvector import TaskVector
+from paring.fusion.held import Task
+from paring.slim.lesson import Lesson
+from quality import tasks
+from slimming.finetunes import HEAD, LESSON_ROWS, NUM_CALIBRATION, tuned_tensors
+
+TASKS = {"digits": tasks.SUITES["digits"].tasks, "docstrings": (*tasks.SUITES["docstrings"].tasks, "raises")}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Models that share the base's body, and what a fine-tune of each adds to it; its head travels with it.
+
+    Attributes:
+        own: accuracy of the fine-tunes, by split and task.
+        losses: of a model on a task's calibration rows. lessons: these rows, without labels.
+    """
+
+    suite: str
+    seed: int
+    models: Mapping[str, nn.Module]
+    vectors: Mapping[str, TaskVector]
+    own: Mapping[str, Mapping[str, float]]
+    losses: Mapping[str, Callable[[nn.Module], float]]
+    lessons: Mapping[str, Lesson]
+
+    def parts(self, vectors: Mapping[str, TaskVector] | None = None) -> dict[str, Task]:
+        """What ``paring.fusion`` takes, of these task vectors, or of the whole ones."""
+        return {task: Task(model, (vectors or self.vectors)[task]) for task, model in self.models.items()}
+
+    def accuracies(self, split: tasks.Scored) -> dict[str, float]:
+        """Of what is on the models now, by task."""
+        return {task: tasks.accuracy(model, self.suite, task, split) for task, model in self.models.items()}
+
+    def likelihoods(self) -> dict[str, Callable[[nn.Module], float]]:
+        """Of each task's calibration rows: exp(-loss)."""
+        return {task: _Likelihood(loss) for task, loss in self.losses.items()}
+
+
+@dataclass(frozen=True)
+class _Likelihood:
+    loss: Callable[[nn.Module], float]
+
+    def __call__(self, model: nn.Module) -> float:
+        return float(torch.exp(-torch.tensor(self.loss(model), dtype=torch.float64)))
+
+
+def problem(suite: str, seed: int, zoo: Path, results: Path) -> Problem:
+    """Loads, or tunes what is not in the zoo; all on one thread."""
+    names = TASKS[suite]
+    models = {task: tasks.fresh_model(suite, task, seed).eval() for task in names}
+    share_body(models)
+    vectors, own = {}, {split: dict[str, float]() for split in ("validation", "test")}
+    for task, model in models.items():
+        fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        tuned = tuned_tensors(suite, task, "full", seed, zoo, results, model, fresh)
+        base = {name: tensor for name, tensor in fresh.items() if not name.startswith(HEAD)}
+        vectors[task] = paring.diff(base, {**fresh, **tuned}).in_memory()
+        with vectors[task].apply(model):
+            for split in own:
+                own[split][task] = tasks.accuracy(model, suite, task, split)  # type: ignore[arg-type]
+    batches = {task: _calibration(suite, task) for task in names}
+    losses = {task: _Loss(tuple(found)) for task, found in batches.items()}
+    return Problem(suite, seed, models, vectors, own, losses, {task: Lesson(found) for task, found in batches.items()})
+
+
+def share_body(models: Mapping[str, nn.Module]) -> None:
+    """One body in memory for all; heads stay."""
+    first, *others = models.values()
+    prefix = str(first.base_model_prefix)
+    for model in others:
+        setattr(model, prefix, getattr(first, prefix))
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Mean cross-entropy of a model on the calibration rows."""
+
+    batches: tuple[tasks.Batch, ...]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        total, count = 0.0, 0
+        for batch in self.batches:
+            logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+            total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
+            count += len(batch["labels"])
+        return total / count
+
+
+def _calibration(suite: str, task: str) -> list[tasks.Batch]:
+    rows = tasks._rows(suite, task, "calibration")[:NUM_CALIBRATION]
+    if suite == "docstrings":
+        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    size = LESSON_ROWS[suite]
+    return [tasks._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
