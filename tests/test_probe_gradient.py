@@ -80,7 +80,7 @@ def test_every_slice_of_a_model(tmp_path: Path) -> None:
     assert result.verdict.holds is True and result.verdict.numbers["num_zero"] == 0
     num_positions = result.verdict.numbers["num_positions"]
     assert result.verdict.sentence.startswith(
-        f"holds for {2 * num_positions} of {num_positions} slice positions x 2 seeds (rank 5)"
+        f"holds for {2 * num_positions} of {2 * num_positions} slices ({num_positions} positions x 2 seeds, rank 5)"
     )
     layers = {(r["seed"], r["layer"]): r for r in result.tables["layers"] if r["axis"] == "row"}
     assert len(layers) == 26 and layers[0, "bert.pooler.dense"]["loss"] != layers[1, "bert.pooler.dense"]["loss"]

@@ -150,13 +150,12 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         "most_relative_norm": order[-1],
         "least_layer": least["layer"],
     }
-    others = num_positions * len(settings.seeds) - len(zero)
     said = (
-        f"for {others} of {num_positions} slice positions x {len(settings.seeds)} seeds (rank {settings.rank}): the gradient "
-        f"is zero for {100 * len(zero) / len(rows):.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f} %); beside an "
-        f"even share of its layer's gradient the faintest slice has {order[0]:.3g} ({least['axis']} {least['position']} of "
-        f"{least['layer']}), the middle one {order[len(order) // 2]:.2f}, the strongest {order[-1]:.3g}; {faint} have less "
-        f"than {FAINT:g}"
+        f"for {len(rows) - len(zero)} of {len(rows)} slices ({num_positions} positions x {len(settings.seeds)} seeds, rank "
+        f"{settings.rank}): the gradient is zero for {100 * len(zero) / len(rows):.2f} % (95 % interval {100 * low:.2f} to "
+        f"{100 * high:.2f} %); beside an even share of its layer's gradient the faintest slice has {order[0]:.3g} "
+        f"({least['axis']} {least['position']} of {least['layer']}), the middle one {order[len(order) // 2]:.2f}, the "
+        f"strongest {order[-1]:.3g}; {faint} have less than {FAINT:g}"
     )
     return Verdict(not zero, said, numbers)
 
