@@ -6,7 +6,7 @@ each task that changes part of it), never of the model's. The same methods work 
 ``paring.fuse.engine``, so what was scored is bitwise what is written.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -107,9 +107,19 @@ class Merging:
         for name, before in self._base.items():
             self._tensors[name].copy_(before)
 
+    @torch.no_grad()
+    def put(self, values: Mapping[str, Tensor]) -> None:
+        """Puts other values on the models, in the place of a merge's; by name in the output, of ``names`` alone."""
+        for name, tensor in values.items():
+            self._tensors[name].copy_(tensor)
+
+    def base(self, name: str) -> Tensor:
+        """The base's tensor, whatever is on the models now; by name in the output."""
+        return self._base.get(name, self._tensors[name])
+
     def inputs(self, name: str, settings: Resolved) -> Inputs:
         """What the method is given of one tensor."""
-        base = self._base.get(name, self._tensors[name])
+        base = self.base(name)
         held = self._held.get(name, (None,) * len(self.models))
         plain = self.how.base == "unused"
         models = tuple(base if h is None else h.weights(base) if plain else h.read(base) for h in held)

@@ -90,10 +90,11 @@ def parts(batch: Batch, rows: int) -> list[Batch]:
 def gradients(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None], model: nn.Module) -> Iterator[None]:
     """While this is open, ``backward`` hands each parameter's gradient to ``take`` and frees it, one at a time.
 
-    No other parameter of ``model`` needs a gradient meanwhile; flags, gradients and the mode (evaluation, inside) are put back.
+    No other parameter of ``model`` needs a gradient meanwhile; flags, gradients and modes (evaluation, inside) are put back.
     """
     every = list(model.parameters())
-    flags, kept, training = [p.requires_grad for p in every], [p.grad for p in every], model.training
+    flags, kept = [p.requires_grad for p in every], [p.grad for p in every]
+    modes = [(module, module.training) for module in model.modules()]
     handles = []
 
     def hook(name: str) -> Callable[[Tensor], None]:
@@ -120,7 +121,8 @@ def gradients(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tenso
         for p, flag, grad in zip(every, flags, kept, strict=True):
             p.requires_grad_(flag)
             p.grad = grad
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _rows(values: Tensor, mask: Tensor | None) -> Tensor:
