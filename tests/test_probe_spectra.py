@@ -168,9 +168,22 @@ def test_matrices_of_fused_experts(tmp_path: Path) -> None:
         hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
         num_local_experts=3, vocab_size=16,
     )  # fmt: skip
-    MixtralForCausalLM(config).save_pretrained(tmp_path)
-    found, _ = matrices(tmp_path)
-    assert sum(shape == (8, 12) for shape in found.values()) == 3  # down projections
+    model = MixtralForCausalLM(config)
+    model.save_pretrained(tmp_path / "apart")  # an expert a tensor, as Mixtral is published
+    found, notes = matrices(tmp_path / "apart")
+    assert sum(shape == (8, 12) for shape in found.values()) == 3 and "told by the names" in notes[0]  # down projections
+    (tmp_path / "fused").mkdir()
+    config.save_pretrained(tmp_path / "fused")
+    config_file = tmp_path / "fused" / "config.json"
+    config_file.write_text(json.dumps(json.loads(config_file.read_text()) | {"architectures": ["MixtralForCausalLM"]}))
+    save_file({n: t.clone() for n, t in model.state_dict().items()}, tmp_path / "fused" / "model.safetensors")
+    with Bench(Subject(model=str(tmp_path / "fused"))) as bench:
+        experts = [m for m in stored_matrices(bench.checkpoint, bench.subject)[0] if m.expert is not None]
+        assert len(experts) == 6
+        for one in experts:
+            name, _, number = one.layer.removesuffix("]").partition("[")
+            assert one.expert == int(number)
+            assert torch.equal(one.read(bench.checkpoint), model.get_parameter(name)[int(number)])
 
 
 def test_matrices_by_name(tmp_path: Path) -> None:
