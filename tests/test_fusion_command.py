@@ -25,6 +25,8 @@ import paring
 from fusion_task import TASKS, Two, two
 from paring.cli.main import main
 from paring.fuse.config import read_config
+from paring.fuse.engine import fuse
+from paring.fuse.inputs import FuseError
 from paring.fusion.groups import Group
 from paring.recipes.fusion.named import Weights, tasks_of, with_weights
 from paring.recipes.fusion.settings import FusionSettings
@@ -252,6 +254,126 @@ def on_digits(model: nn.Module) -> float:
     return accuracy(model, ((examples.images + 1) * 127.5).round() / 127.5 - 1, examples.labels)
 
 
+def test_a_fitted_merge(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Written as scored; and where its values follow from no configuration, that is said."""
+    out, config = tmp_path / "merged", of.config(tmp_path / "m.yml")
+    options = [*of.options("calibration", "validation", "test"), "--fit", "--fit-steps", "30", "--fit-rate", "0.3"]
+    assert main(["fuse", str(config), str(out), *options]) == 0
+    said, record = capsys.readouterr().out, read(out)
+    *merges, last = record["tried"]
+    assert [a["label"] for a in merges] == ["equal 0.5", "equal 0.3", "equal 1"]
+    assert all(a["search"] is None and a["fit"] is None for a in merges)
+    assert record["chosen"] == last["label"] and last["label"] in {f"{a['label']}, fitted" for a in merges}
+    begun = next(a for a in merges if last["label"] == f"{a['label']}, fitted")
+    assert last["shares"]["validation"]["mean"] > begun["shares"]["validation"]["mean"]
+    assert begun["shares"]["validation"]["mean"] == max(a["shares"]["validation"]["mean"] for a in merges)
+    assert [a for a in record["tried"] if "test" in a["scores"]] == [last]
+    fit = last["fit"]
+    assert {k: fit[k] for k in ("steps", "rate", "mix", "hidden", "seed")} == {
+        "steps": 30, "rate": 0.3, "mix": 0.15, "hidden": 0.3, "seed": 0,
+    }  # fmt: skip
+    assert all(fit["after"][t] < 0.8 * fit["before"][t] for t in TASKS)
+    assert re.fullmatch("[0-9a-f]{32,}", record["calibration"]["size"].rpartition(":")[2])
+    for split in ("calibration", "validation", "test"):
+        for task in TASKS:
+            assert right(with_head(of, out, task), of.base, of.rows(task, split)) == last["scores"][split][task]["accuracy"]
+    heads = [out / "heads" / f"{task}.delta.safetensors" for task in TASKS]
+    assert main(["apply", str(out), str(heads[0]), str(tmp_path / "subject")]) == 0
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "subject").eval()
+    assert right(model, of.base, of.rows("subject", "test")) == last["scores"]["test"]["subject"]["accuracy"]
+
+    # The configuration beside it makes the merge that it began with: other values, the same names, types and shapes.
+    assert main(["fuse", str(out / "paring-fuse.yml"), str(tmp_path / "again"), "--allow", "extra"]) == 0
+    fitted, merged = (load_file(p / "model.safetensors") for p in (out, tmp_path / "again"))
+    assert {n: (t.dtype, t.shape) for n, t in fitted.items()} == {n: (t.dtype, t.shape) for n, t in merged.items()}
+    assert sum(not torch.equal(fitted[n], merged[n]) for n in merged) > 10
+    for task in TASKS:
+        model = with_head(of, tmp_path / "again", task)
+        assert right(model, of.base, of.rows(task, "validation")) == begun["scores"]["validation"][task]["accuracy"]
+    told = json.loads((out / "paring-fuse.json").read_text())["output"]
+    assert told["fitted"]["tensors"] == fit["tensors"] and "fitted" not in (tmp_path / "again" / "paring-fuse.json").read_text()
+    card = (out / "README.md").read_text()
+    assert "## Chosen on rows" in card and f"tuned for {fit['steps']} steps to answer as the fine-tunes do" in card
+    assert "as it was before" in card and "makes it again, byte for byte" not in card
+    assert "This makes the merge that was fitted" in (out / "paring-fuse.yml").read_text()
+    assert "makes the merge that was fitted, not its values" in said
+
+    # The same again, in place of the first; and nothing where it ends in an error.
+    before = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert main(["fuse", str(config), str(out), *options, "--overwrite"]) == 0
+    assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+
+
+def test_fitted_values_are_those_of_the_output(of: Two, tmp_path: Path) -> None:
+    config = read_config(of.config(tmp_path / "m.yml", parameters={"weight": 0.5}))
+    name, out = "embeddings.LayerNorm.bias", tmp_path / "merged"
+    value = torch.arange(load_file(of.base / "model.safetensors")[name].numel(), dtype=torch.float32)
+    for wrong, message in (
+        ({"pooler": value}, "fitted: 'pooler' is no merged tensor of the output"),
+        (
+            {name: value[1:]},
+            f"fitted: '{name}' is [{len(value) - 1}] torch.float32; the output's is [{len(value)}] torch.float32",
+        ),
+        ({name: value.half()}, "torch.float16; the output's is"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            fuse(config, out, allow=["extra"], fitted=wrong)
+    with pytest.raises(FuseError, match=rf"'{name}'.*the merged value is nan at entry 3"):
+        fuse(config, out, allow=["extra"], fitted={name: torch.where(value == 3, torch.nan, value)})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.yml"]
+
+    def stop(done: int, total: int) -> None:
+        if done > 0.9 * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # with other values nothing of it is kept, with the same most is
+        fuse(config, out, allow=["extra"], fitted={name: value + 1}, threads=1, report=stop)
+    assert fuse(config, out, allow=["extra"], fitted={name: value}, threads=1).kept == 0
+    assert torch.equal(load_file(out / "model.safetensors")[name], value)
+    with pytest.raises(KeyboardInterrupt):
+        fuse(config, out, allow=["extra"], fitted={name: value + 1}, threads=1, report=stop, overwrite=True)
+    assert fuse(config, out, allow=["extra"], fitted={name: value + 1}, threads=1, overwrite=True).kept > 0
+    assert torch.equal(load_file(out / "model.safetensors")[name], value + 1)
+
+
+def test_what_is_fitted(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A method without weights, weights as configured, searched or pruned ones; nothing, where no values come nearer."""
+    rows, few = of.options("calibration", "validation"), ["--fit", "--fit-steps", "4"]
+
+    def fitted(name: str, config: Path, *options: str) -> dict[str, Any]:
+        assert main(["fuse", str(config), str(tmp_path / name), *rows, *few, *options]) == 0
+        return read(tmp_path / name)
+
+    weights = [
+        {"model": str(of.folder / t), "parameters": {"weight": w}} for t, w in zip(TASKS, (0.5, [0.1, 0.5]), strict=True)
+    ]
+    for name, config in (
+        ("sce", of.config(tmp_path / "sce.yml", "sce")),
+        ("layers", of.config(tmp_path / "layers.yml", models=weights)),
+    ):
+        record = fitted(name, config)
+        assert [a["label"] for a in record["tried"]] == ["as configured", "as configured, fitted"] and not record["searched"]
+        assert [a["weights"] for a in record["tried"]] == [None, None]
+        plain = yaml.safe_load((tmp_path / name / "paring-fuse.yml").read_text())
+        assert plain == yaml.safe_load(config.read_text())
+    record = fitted("searched", of.config(tmp_path / "m.yml"), "--budget", "6")
+    assert record["searched"] and record["tried"][1]["search"]["num_evaluations"] == 6
+    *merges, last = record["tried"]
+    assert last["label"].endswith(", fitted") and last["weights"] in [a["weights"] for a in merges]
+    record = fitted("pruned", tmp_path / "layers.yml", "--prune", "magnitude", "--keep", "0.001")
+    assert [a["label"] for a in record["tried"]] == ["as configured", "as configured, fitted"]
+    before = record["tried"][1]["fit"]["before"]  # nearly the base: far from whole fine-tunes, not from pruned ones
+    assert all(distance > 0.1 for distance in before.values())
+    models = [m["model"] for m in yaml.safe_load((tmp_path / "pruned" / "paring-fuse.yml").read_text())["models"]]
+    assert models == [str(tmp_path / "pruned.pruned" / f"{t}.delta.safetensors") for t in TASKS]
+    capsys.readouterr()
+    record = fitted("none", tmp_path / "layers.yml", "--fit-rate", "1e20")
+    assert [a["label"] for a in record["tried"]] == ["as configured"]
+    assert "no values came nearer to the fine-tunes than those of the merge" in capsys.readouterr().out
+    assert "makes it again, byte for byte" in (tmp_path / "none" / "README.md").read_text()
+
+
 def test_workers_find_the_same(of: Two, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed (pip install 'paring[ray]')")
     import warnings
@@ -290,6 +412,9 @@ def test_dry_run_searches_nothing(of: Two, tmp_path: Path, capsys: pytest.Captur
     ]
     assert main(command) == 0
     assert "search  7 merges" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == ["m.yml"]
+    assert main(["fuse", str(of.config(tmp_path / "m.yml", "sce")), *command[2:-3], "--fit", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "fit     " in said and "search  " not in said and [p.name for p in tmp_path.iterdir()] == ["m.yml"]
 
 
 def refused(
@@ -310,7 +435,7 @@ def test_what_is_refused(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[
     def said(*options: str, **more: Any) -> str:
         return refused(of, tmp_path, capsys, *options, **more)
 
-    assert "--keep is of a search of weights, which needs rows; give --calibration NAME=FILE" in said("--keep", "0.1")
+    assert "--keep is of a merge with rows of the tasks; give --calibration NAME=FILE" in said("--keep", "0.1")
     assert "no --calibration of 'size'" in said("--calibration", f"subject={subject}", "--validation", f"size={size}")
     assert "no rows of 'size': a search needs those of every task" in said("--calibration", f"subject={subject}")
     assert "no model is called 'sise'; expected NAME=FILE, NAME one of subject, size" in said("--calibration", f"sise={size}")
@@ -320,6 +445,9 @@ def test_what_is_refused(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "weights are searched for models of one vocabulary; leave tokenizer_source out" in said(
         *both, tokenizer_source="base"
     )
+    assert "emr writes a bank, and values are fitted for one merged model" in said(*both, "--fit", method="emr")
+    assert "--fit-steps is of a fit; give --fit, too" in said(*both, "--fit-steps", "3")
+    assert "steps is 0; expected a whole number, at least 1" in said(*both, "--fit", "--fit-steps", "0")
     assert "--pruned is for pruned task vectors, and nothing is pruned" in said(*both, "--pruned", str(tmp_path / "p"))
     assert "layer_groups is 9, and the tasks change 2 layers" in said(*both, "--layer-groups", "9", "--budget", "4")
     other = (f"subject={subject}", f"size={of.rows('size', 'train')}")

@@ -168,6 +168,18 @@ def test_a_rate_too_high_is_lowered_or_leaves_the_merge_as_it_is() -> None:
             assert_same_bits(dict(none.values), dict(merging.merged()))
 
 
+def test_values_that_are_not_finite_are_not_taken_though_no_row_shows_it() -> None:
+    of = three()
+
+    def hiding(model: nn.Module, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        return [model(input_ids=batch["input_ids"]).logits.nan_to_num(0, 0, 0)]
+
+    far = same_for_all(method("task_arithmetic").resolve({"weight": 5.0}, [{}] * 3))
+    rows = {task: Lesson(lesson.batches, hiding) for task, lesson in lessons().items()}
+    found = fit(of.merging(settings=far), far, rows, Fit(steps=2, rate=1e38))
+    assert found.rate == 0 and all(bool(v.isfinite().all()) for v in found.values.values())
+
+
 def test_any_method_and_pruned_task_vectors_which_learn_from_whole_ones() -> None:
     of = three()
     settings = same_for_all(method("linear").resolve({"weight": 1.0}, [{}] * 3))

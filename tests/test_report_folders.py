@@ -235,6 +235,19 @@ def test_a_merge_with_searched_weights(tmp_path: Path) -> None:
     weights = {row[0]: row[1:] for row in seen.table("weights-by-task")[1:]}
     assert weights == {t: [f"{w:.4g}" for w in of.values()] for t, of in chosen["weights"].items()}
     assert "weights-layer" in str(seen.tables.keys())  # the checkpoint is there, too
+    assert "Lambda" not in seen.text  # task arithmetic was searched without
+    fitted = copied(folder, tmp_path / "fitted")  # and with the merge as configured instead of a search
+
+    def fit(record: dict) -> None:
+        of = next(a for a in record["tried"] if a["label"] == record["chosen"])
+        of.update(
+            weights=None, search=None, fit={"before": {"subject": 0.5}, "after": {"subject": 0.25}, "entries": 9, "steps": 4}
+        )
+
+    edit(fitted / "paring-fuse-search.json", fit)
+    again = page(fitted, tmp_path)
+    assert again.table("distance-to-the-fine-tunes")[-1] == ["subject", "0.5000", "0.2500"]
+    assert "9 entries tuned on calibration rows for 4 steps" in again.text
     broken = copied(folder, tmp_path / "run")
     edit(broken / "paring-fuse-search.json", lambda r: r.update(chosen="luck"))
     with pytest.raises(ReportError, match="chosen is 'luck', which is not among what was tried"):

@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
         help="several models, deltas and adapters into one",
         description="Merges checkpoints, deltas and PEFT adapters as a configuration says: mergekit's YAML, read strictly. "
         "emr writes a bank of tasks, every other method one model. A run that is stopped goes on where it was when it is given "
-        "again (a bank's begins anew). With rows of every model's task weights are searched.",
+        "again (a bank's begins anew). With rows of every model's task weights are searched, values fitted.",
         epilog=fuse_search.EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,12 +51,12 @@ def _run(options: argparse.Namespace) -> int:
     if options.dry_run:
         from paring.fuse.estimate import estimate
 
-        about = fuse_search.unsearched(options.config) if searched else options.config
+        about, told = fuse_search.planned(options.config, searched) if searched else (options.config, [])
         allow = {*options.allow, *(["extra"] if searched else [])}  # what the base lacks becomes the tasks' heads
         for line in estimate(about, options.out, **{**settings, "allow": allow}).lines():
             print(line)
-        if searched:
-            print(f"search  {searched.get('budget', 200)} merges, each scored on all calibration rows; beside what is above")
+        for line in told:
+            print(line)
         return 0
     from paring.fuse.engine import fuse
 

@@ -1,4 +1,4 @@
-"""The options of ``paring fuse`` by which weights are searched on rows of the tasks. See ``paring.recipes.fusion``."""
+"""The options of ``paring fuse`` by which merges are searched and fitted on rows of tasks. See ``paring.recipes.fusion``."""
 
 import argparse
 from typing import Any
@@ -40,6 +40,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         option(rows, f"--{name}", nargs="+", metavar="[NAME=]NAME", help="(as tuned)")
     option(rows, "--max-length", nargs="+", metavar="[NAME=]N", help="tokens a text is cut to (as tuned)")
 
+    fit = parser.add_argument_group(
+        "a fit: merged values tuned to answer as the fine-tunes do (weights are searched before only if asked for)"
+    )
+    option(
+        fit, "--fit", action="store_true", help="the merge as configured, or with the best of a few equal weights, is fitted"
+    )
+    option(fit, "--fit-steps", type=int, metavar="N", help="batches of every task (720)")
+    option(
+        fit, "--fit-rate", type=float, metavar="SHARE", help="the first attempt's, of the task vectors' root mean square (0.1)"
+    )
+
     search = parser.add_argument_group("the search")
     option(search, "--objective", choices=("mean", "worst"), help="over tasks, of scores over the fine-tunes' (mean)")
     option(search, "--by", choices=("accuracy", "loss"), help="what a score is; loss: the likelihood exp(-loss) (accuracy)")
@@ -66,6 +77,7 @@ _OWN = (
     *_OF_TASKS,
     *("held_out", "batch_size", "objective", "by", "layer_groups", "budget", "most", "own_heads", "seed", "search", "workers"),
     *("prune", "keep", "subspaces", "parts", "steps", "values", "pruned"),
+    *("fit", "fit_steps", "fit_rate"),
 )
 
 
@@ -78,18 +90,30 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     found = {name: getattr(options, name) for name in _OWN if hasattr(options, name)}
     if found and "calibration" not in found:
         first = next(iter(found)).replace("task_config", "config").replace("_", "-")
-        raise ValueError(f"--{first} is of a search of weights, which needs rows; give --calibration NAME=FILE of each model")
+        raise ValueError(f"--{first} is of a merge with rows of the tasks; give --calibration NAME=FILE of each model")
+    for name in ("fit_steps", "fit_rate"):
+        if name in found and "fit" not in found:
+            raise ValueError(f"--{name.replace('_', '-')} is of a fit; give --fit, too, or leave it out")
     return found
 
 
-def unsearched(config: str) -> Any:
-    """The configuration of a merge like the one that is searched for, with equal weights."""
+def planned(config: str, given: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The configuration of a merge like the one that will be made, with equal weights where they are searched; and what comes
+    before it is written."""
     from paring.fuse.config import read_config
     from paring.fusion.groups import ALL
-    from paring.recipes.fusion.named import Weights, tasks_of, with_weights
+    from paring.recipes.fusion.named import Weights, settled, tasks_of, with_weights
 
-    read = read_config(config)
-    return with_weights(read, Weights({name: [1.0] for name in tasks_of(read)}, ALL))
+    settings, read = _settings(given), read_config(config)
+    names = tasks_of(read, searched=settings.searches)
+    told = []
+    if settings.searches:
+        told += [f"search  {settings.evaluations} merges, each scored on all calibration rows; beside what is above"]
+    if settings.fit:
+        told += [f"fit     {settings.fit_steps} steps, a batch of every task each; beside what is above"]
+    if not settings.searches and settled(read):
+        return read, told
+    return with_weights(read, Weights({name: [1.0] for name in names}, ALL)), told
 
 
 def run(config: str, out: str, given: dict[str, Any], **engine: Any) -> None:
@@ -97,12 +121,17 @@ def run(config: str, out: str, given: dict[str, Any], **engine: Any) -> None:
     from paring.fuse.config import read_config
     from paring.recipes.fusion.named import tasks_of
     from paring.recipes.fusion.run import fuse_searched
-    from paring.recipes.fusion.settings import FusionSettings
 
     read = read_config(config)
-    names = list(tasks_of(read))
+    names = list(tasks_of(read, searched=_settings(given).searches))
     tasks = _tasks({k: given.pop(k) for k in [*given] if k in _SPLITS or k in _OF_TASKS}, names)
-    fuse_searched(read, out, FusionSettings(**given), tasks=tasks, **engine)
+    fuse_searched(read, out, _settings(given), tasks=tasks, **engine)
+
+
+def _settings(given: dict[str, Any]) -> Any:
+    from paring.recipes.fusion.settings import FusionSettings
+
+    return FusionSettings(**{name: value for name, value in given.items() if name not in (*_SPLITS, *_OF_TASKS)})
 
 
 def _tasks(given: dict[str, list[str]], names: list[str]) -> dict[str, Any]:

@@ -31,27 +31,34 @@ _FORMAT = 1
 Hashes = Mapping[Reference, Mapping[str, str]]
 
 
-def run_key(plan: Plan, device: str, shard_bytes: int, allow: Collection[str]) -> str:
-    """A hash of all that decides over the output: two runs of one key write the same bytes."""
-    content = {
+def run_key(plan: Plan, device: str, shard_bytes: int, allow: Collection[str], fitted: Mapping[str, str]) -> str:
+    """A hash of all that decides over the output: two runs of one key write the same bytes.
+
+    Args:
+        fitted: hashes of the tensors that are written as they are given.
+    """
+    content: dict[str, Any] = {
         "configuration": plan.config.text,
         "files": [plan.models[r].files() for r in plan.config.references],
         "settings": [device, shard_bytes, sorted(allow)],
         "versions": [__version__, torch.__version__],
     }
+    if fitted:
+        content["fitted"] = dict(fitted)
     return str(blake3(json.dumps(content).encode()).hexdigest(16))
 
 
 def other_files(
-    plan: Plan, vocabulary: Vocabulary | None, written: Mapping[str, str], hashes: Hashes, files: Sequence[LaidOut]
-) -> dict[str, bytes]:
+    plan: Plan, vocabulary: Vocabulary | None, written: Mapping[str, str], hashes: Hashes, files: Sequence[LaidOut],
+    fitted: Collection[str] = (),
+) -> dict[str, bytes]:  # fmt: skip
     """Name -> content of all files beside weights and index.
 
     Args:
         written: the output's tensors, name -> hash.
-        hashes: of the inputs' tensors.
+        hashes: of the inputs' tensors. fitted: names of those that were tuned after they were merged.
     """
-    record = _record(plan, written, hashes, files)
+    record = _record(plan, written, hashes, files, fitted)
     row = f"| *this model* | {record['output']['tensors']} tensors | `{record['output']['fingerprint']}` |"
     found = {
         CONFIG: plan.config.text.encode(),
@@ -93,10 +100,16 @@ def bank_files(plan: Plan, hashes: Hashes, shared: str, tasks: Mapping[str, Mapp
     }
 
 
-def _record(plan: Plan, written: Mapping[str, str], hashes: Hashes, files: Sequence[LaidOut]) -> dict[str, Any]:
+def _record(
+    plan: Plan, written: Mapping[str, str], hashes: Hashes, files: Sequence[LaidOut], fitted: Collection[str]
+) -> dict[str, Any]:
     infos = {name: info for file in files for name, info in file.order}
     entries = {n: (str(i.dtype).removeprefix("torch."), list(i.shape), written[n]) for n, i in infos.items()}
-    return _inputs(plan, hashes) | {"output": {"fingerprint": total(entries), "tensors": len(entries)}}
+    output: dict[str, Any] = {"fingerprint": total(entries), "tensors": len(entries)}
+    if fitted:
+        tuned = {n: of for n, of in entries.items() if n in fitted}
+        output["fitted"] = {"fingerprint": total(tuned), "tensors": len(tuned)}
+    return _inputs(plan, hashes) | {"output": output}
 
 
 def _inputs(plan: Plan, hashes: Hashes) -> dict[str, Any]:
@@ -140,7 +153,11 @@ def _card(plan: Plan, record: Mapping[str, Any], output: Sequence[str]) -> Itera
     longest = max((len(m[0]) for m in re.finditer(r"`+", config.text)), default=0)
     fence = "`" * max(3, longest + 1)
     yield from ("", "## Configuration", "", f"{fence}yaml", config.text.rstrip(), fence, "")
-    yield f"`paring fuse {CONFIG} OUT` makes it again, byte for byte ({record['tool']}, PyTorch {record['torch']})."
+    made = f"({record['tool']}, PyTorch {record['torch']})"
+    if number := record["output"].get("fitted", {}).get("tensors"):
+        yield f"`paring fuse {CONFIG} OUT` makes this as it was before {number} tensors were fitted {made}; these are here."
+    else:
+        yield f"`paring fuse {CONFIG} OUT` makes it again, byte for byte {made}."
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""What is done with the task vectors: pruned, if that is asked for, then merged with equal weights and with searched ones."""
+"""What is done with the task vectors: pruned, if asked for; merged with equal or searched weights; the best of it fitted."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from paring.delta.taskvector import TaskVector
+from paring.fuse.method import Method
 from paring.fuse.plan import Plan
 from paring.fusion.coefficients import Coefficients, shares
+from paring.fusion.fitting import Fitted, fit
 from paring.fusion.groups import layer_groups
 from paring.fusion.held import hold
 from paring.fusion.merging import Merging, Settings
@@ -31,25 +33,32 @@ from paring.slim.nps import prune_nps
 from paring.slim.pruners import prune
 
 Say = Callable[[str], None]
+GIVEN = "as configured"
 PER_TASK, PER_LAYERS = "a weight for each task", "a weight for each task and group of layers"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Weights that were tried.
+    """A merge that was tried.
 
     Attributes:
         label: for a reader.
-        x: the weights, as coefficients of ``names``.
-        result: of the search that found them; of equal weights that of the first, whose starts they are.
+        names, x: its weights, as coefficients; None: those of the configuration.
+        result: of the search that found them; of equal weights that of the first, whose starts they are; None: there was none.
+        fitted: what the merged values were tuned to.
         scores: by split and task.
     """
 
     label: str
-    names: Coefficients
-    x: tuple[float, ...]
-    result: Result
+    names: Coefficients | None = None
+    x: tuple[float, ...] = ()
+    result: Result | None = None
+    fitted: Fitted | None = None
     scores: Mapping[str, Mapping[str, Scores]] = field(default_factory=dict)
+
+    def settings(self, how: Method, given: Settings) -> Settings:
+        """The method's settings for each tensor."""
+        return given if self.names is None else self.names.settings(self.x, how, given)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Pruned:
 
 def pruned(about: Problem, settings: FusionSettings, method: str, say: Say) -> dict[str, Pruned]:
     """Each task vector pruned by itself."""
-    lines = Lines("loss", len(about.tasks), settings.budget, say)
+    lines = Lines("loss", len(about.tasks), settings.evaluations, say)
     found = {}
     for task in about.tasks:
         left = _pruned(task, settings, method, lines)
@@ -87,7 +96,9 @@ class Body:
     def scored(self, attempt: Attempt, *splits: str) -> Attempt:
         """The same with its scores on these splits."""
         with self.merging:
-            self.merging.to(attempt.names.settings(attempt.x, self.merging.how, self.given))
+            self.merging.to(attempt.settings(self.merging.how, self.given))
+            if attempt.fitted is not None:
+                self.merging.put(attempt.fitted.values)
             return replace(attempt, scores={**attempt.scores, **{split: self.about.scores(split) for split in splits}})
 
 
@@ -119,7 +130,7 @@ def searched(
     if settings.layer_groups > 1:
         groups = layer_groups(parts.where, merging.names, settings.layer_groups)
         stages.append((PER_LAYERS, Coefficients(parts.tasks, groups, with_lambda), f"weights-of-{settings.layer_groups}"))
-    lines, objective = Lines(settings.objective, len(stages), settings.budget, say), about.objective(settings)
+    lines, objective = Lines(settings.objective, len(stages), settings.evaluations, say), about.objective(settings)
     starts = names.starts(how, first, configured)
     attempts: list[Attempt] = []
     for label, coefficients, folder in stages:
@@ -144,6 +155,50 @@ def searched(
         attempts.append(Attempt(label, coefficients, found.x, found.result))
         starts = {attempt.label: stages[-1][1].spread(attempt.x) for attempt in attempts}  # of the search by layers
     return [on.scored(attempt, SEARCHED, SELECTED) for attempt in attempts]
+
+
+def unsearched(on: Body, configured: list[float] | None, *, settled: bool) -> list[Attempt]:
+    """The merge as the configuration has it, or, where that leaves weights open, with each of those that a search would begin
+    with; scored as by a search.
+
+    Args:
+        settled: whether it is one merge.
+    """
+    if settled:
+        attempts = [Attempt(GIVEN)]
+    else:
+        merging = on.merging
+        how, parts, first = merging.how, merging.parts, on.given(next(iter(merging.parts.where)))
+        with_lambda = shares(how, first) and any(p.name == "lambda" for p in how.parameters)
+        names = Coefficients(parts.tasks, with_lambda=with_lambda)
+        attempts = [Attempt(label, names, tuple(x)) for label, x in names.starts(how, first, configured).items()]
+    return [on.scored(attempt, SEARCHED, SELECTED) for attempt in attempts]
+
+
+def fitted(
+    on: Body, begin: Attempt, vectors: Mapping[str, TaskVector] | None, settings: FusionSettings, say: Say
+) -> list[Attempt]:
+    """The merge ``begin`` tuned on the tasks' calibration rows, scored; nothing where no values came nearer.
+
+    Args:
+        vectors: the whole task vectors, where those that are merged are pruned.
+    """
+    about, how = on.about, settings.fitting()
+    tuned = None if vectors is None else hold(about.parts(vectors), about.names)
+    found = fit(
+        on.merging,
+        begin.settings(on.merging.how, on.given),
+        {task.name: Lesson(list(task.side.scorings[SEARCHED].batches)) for task in about.tasks},
+        how,
+        tuned=tuned,
+        report=Lines(settings.objective, 0, 0, say).of_steps(f"{begin.label}, fitted", how.steps),
+    )
+    before, after = found.distance
+    if not found.rate:
+        say(f"fitted: no values came nearer to the fine-tunes than those of the merge ({before:.4f} on calibration rows)")
+        return []
+    say(f"fitted: from {before:.4f} to {after:.4f} of distance to the fine-tunes, mean over tasks, on calibration rows")
+    return [on.scored(replace(begin, label=f"{begin.label}, fitted", fitted=found, scores={}), SEARCHED, SELECTED)]
 
 
 def choose(attempts: list[Attempt], about: Problem, settings: FusionSettings) -> Attempt:

@@ -1,4 +1,4 @@
-"""The configuration of a merge whose weights are searched: which tasks it has, where their weights begin, and it with others.
+"""The configuration of a merge with rows: which tasks it has, where their weights begin, and it with others.
 
 What is found is a configuration, too: ``with_weights`` writes it, and ``paring fuse`` of that makes the same merge again.
 """
@@ -24,7 +24,8 @@ class Weights:
     """What a search found, as a configuration says it.
 
     Attributes:
-        of: by task, a weight for each group. groups: of layers. factor: lambda; None: as it was.
+        of: by task, a weight for each group; none: the configuration's stay. groups: of layers.
+        factor: lambda; None: as it was.
     """
 
     of: Mapping[str, Sequence[float]]
@@ -33,30 +34,42 @@ class Weights:
     models: Mapping[str, str] = field(default_factory=dict)  # by task: what takes a model's place
 
 
-def tasks_of(config: Config) -> dict[str, Reference]:
+def tasks_of(config: Config, *, searched: bool = True) -> dict[str, Reference]:
     """The models by the names of their tasks, in order; the base is none.
 
+    Args:
+        searched: whether weights are searched; else values are fitted alone.
+
     Raises:
-        ConfigError: two have one name, or weights cannot be searched for such a configuration.
+        ConfigError: two have one name, or that cannot be done for such a configuration.
     """
+    done, way = ("weights are searched", "a search") if searched else ("values are fitted", "a fit")
     if not config.whole:
-        raise config.error("slices", "weights are searched for whole models; expected the key models in place of slices")
+        raise config.error("slices", f"{done} for whole models; expected the key models in place of slices")
     if config.base is None:
-        raise config.error("merge_method", "a search puts merges on the base; expected base_model")
+        raise config.error("merge_method", f"{way} puts merges on the base; expected base_model")
     if config.base.adapter:
-        raise config.error(
-            "base_model", f"a search puts merges on the base, and {config.base} is no checkpoint; write it first"
-        )
+        raise config.error("base_model", f"{way} puts merges on the base, and {config.base} is no checkpoint; write it first")
     for key in ("tokenizer_source", "tokenizer"):
         if key in config.lines:
-            raise config.error(
-                key, f"weights are searched for models of one vocabulary; leave {key} out, or fuse without a search"
-            )
-    try:
-        searchable(config.method)
-    except FuseError as error:
-        raise config.error("merge_method", str(error)) from None
+            raise config.error(key, f"{done} for models of one vocabulary; leave {key} out, or fuse without {way}")
+    if config.method.per_task_state:
+        raise config.error("merge_method", f"{config.method.name} writes a bank, and {done} for one merged model")
+    if searched:
+        try:
+            searchable(config.method)
+        except FuseError as error:
+            raise config.error("merge_method", str(error)) from None
     return {name: reference for reference, name in task_names(config).items()}
+
+
+def settled(config: Config) -> bool:
+    """Whether the configuration is one merge: it gives weights, or the method has none. (nps has its search beside them.)"""
+    if config.method.name == NPS:
+        return False
+    if not any(p.name == WEIGHT and p.per_model for p in config.method.parameters):
+        return True
+    return WEIGHT in config.parameters or any(WEIGHT in source.parameters for source in config.slices[0].sources)
 
 
 def configured(config: Config) -> list[float] | None:
@@ -88,20 +101,22 @@ def with_weights(config: Config, weights: Weights, remark: str = "") -> Config:
     plain: dict[str, Any] = yaml.safe_load(config.text)
     plain["merge_method"] = SUM if config.method.name == NPS else config.method.name
     shared = dict(plain.get("parameters") or {})
-    shared.pop(WEIGHT, None)
+    if weights.of:
+        shared.pop(WEIGHT, None)
     if weights.factor is not None:
         shared[LAMBDA] = weights.factor
     if shared:
         plain["parameters"] = shared
     else:
         plain.pop("parameters", None)
-    names = {reference: task for task, reference in tasks_of(config).items()}
+    names = {reference: task for task, reference in tasks_of(config, searched=bool(weights.of)).items()}
     for entry, source in zip(plain["models"], config.slices[0].sources, strict=True):
         if (task := names.get(source.model)) is None:
             continue
         if task in weights.models:
             entry["model"] = weights.models[task]
-        entry["parameters"] = {**(entry.get("parameters") or {}), WEIGHT: _value(weights.groups, weights.of[task])}
+        if weights.of:
+            entry["parameters"] = {**(entry.get("parameters") or {}), WEIGHT: _value(weights.groups, weights.of[task])}
     body = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
     return parse_config("".join(f"# {line}\n" for line in remark.splitlines()) + body, config.path)
 

@@ -1,10 +1,11 @@
-"""The numbers of a merge with searched weights: as a record, and for a terminal."""
+"""The numbers of a merge with rows: as a record, and for a terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from paring.fusion.fitting import Fit, Fitted
 from paring.fusion.objective import GOALS
 from paring.recipes.fusion.methods import Attempt, value
 from paring.recipes.fusion.problem import Problem
@@ -12,6 +13,8 @@ from paring.recipes.fusion.settings import FusionSettings
 from paring.recipes.made_with import made_with
 from paring.recipes.scoring import Scores
 from paring.recipes.slim.report import aligned
+from paring.search.run import Result
+from paring.slim.lesson import Lesson
 
 _LOCAL = ("search", "pruned")  # settings that say where something lies
 Tuned = Mapping[str, Mapping[str, Scores]]
@@ -22,6 +25,7 @@ def record(
 ) -> dict[str, Any]:
     """All numbers, plain."""
     return {
+        "searched": settings.searches,
         "objective": settings.objective,
         "by": settings.by,
         "prune": prune,
@@ -30,7 +34,7 @@ def record(
         "calibration": {t.name: t.side.digest for t in about.tasks},
         "tuned": {split: {t: s.as_dict() for t, s in scores.items()} for split, scores in about.tuned.items()},
         "chosen": chosen.label,
-        "tried": [_plain(a, about.tuned) for a in attempts],
+        "tried": [_plain(a, about.tuned, settings) for a in attempts],
         **made_with(asdict(settings), _LOCAL),
     }
 
@@ -58,6 +62,8 @@ def table(record: Mapping[str, Any], split: str) -> list[str]:
 
 def weights_table(chosen: Attempt) -> list[str]:
     """The weights: a row a task, a column a group of layers."""
+    if chosen.names is None:
+        return ["weights as configured"]
     weights = chosen.names.weights(chosen.x)
     rows = [["weight", *(g.name for g in chosen.names.groups)]]
     rows += [[task, *(f"{w:.4f}" for w in of.values())] for task, of in weights.items()]
@@ -65,24 +71,50 @@ def weights_table(chosen: Attempt) -> list[str]:
     return aligned(rows) + ([] if factor is None else [f"lambda {factor:.4f}"])
 
 
-def _plain(attempt: Attempt, tuned: Tuned) -> dict[str, Any]:
+def fit_line(of: Mapping[str, Any]) -> str:
+    """A fit, from its record, as a sentence."""
+    before, after = (sum(d.values()) / len(d) for d in (of["before"], of["after"]))
+    return (
+        f"Fitted: {of['entries']:,} entries of {of['tensors']} tensors, tuned for {of['steps']} steps to answer as the "
+        f"fine-tunes do on their calibration rows (without labels); distance {before:.4f} before, {after:.4f} after"
+    )
+
+
+def _plain(attempt: Attempt, tuned: Tuned, settings: FusionSettings) -> dict[str, Any]:
     shares: dict[str, dict[str, float | None]] = {}
     for split, scores in attempt.scores.items():
         found = {goal: value(scores, tuned[split], "accuracy", goal) for goal in GOALS}
         shares[split] = {goal: v if math.isfinite(v) else None for goal, v in found.items()}
-    result = attempt.result
+    names = attempt.names
     return {
         "label": attempt.label,
-        "weights": attempt.names.weights(attempt.x),
-        "lambda": attempt.names.factor(attempt.x),
+        "weights": None if names is None else names.weights(attempt.x),
+        "lambda": None if names is None else names.factor(attempt.x),
         "scores": {split: {t: s.as_dict() for t, s in of.items()} for split, of in attempt.scores.items()},
         "shares": shares,
-        "search": {
-            "score": result.score,
-            "starts": result.start_scores,
-            "num_evaluations": result.num_evaluations,
-            "stopped_because": result.stopped_because,
-        },
+        "search": None if attempt.result is None else _search(attempt.result),
+        "fit": None if attempt.fitted is None else _fit(attempt.fitted, settings.fitting()),
+    }
+
+
+def _search(result: Result) -> dict[str, Any]:
+    return {
+        "score": result.score,
+        "starts": result.start_scores,
+        "num_evaluations": result.num_evaluations,
+        "stopped_because": result.stopped_because,
+    }
+
+
+def _fit(fitted: Fitted, how: Fit) -> dict[str, Any]:
+    return {
+        **asdict(how),
+        "rate": fitted.rate,
+        "hidden": Lesson.hidden,
+        "before": dict(fitted.before),
+        "after": dict(fitted.after),
+        "tensors": len(fitted.values),
+        "entries": sum(tensor.numel() for tensor in fitted.values.values()),
     }
 
 

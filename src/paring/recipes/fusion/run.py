@@ -15,10 +15,10 @@ from paring.fuse.models import Weights as Checkpoint
 from paring.fuse.models import open_models
 from paring.fuse.plan import Plan, make_plan
 from paring.fusion.groups import ALL
-from paring.recipes.fusion.methods import Attempt, Pruned, Say, body, choose, pruned, searched
-from paring.recipes.fusion.named import NPS, Weights, configured, tasks_of, with_weights
+from paring.recipes.fusion.methods import Attempt, Pruned, Say, body, choose, fitted, pruned, searched, unsearched
+from paring.recipes.fusion.named import NPS, Weights, configured, settled, tasks_of, with_weights
 from paring.recipes.fusion.problem import REPORTED, SELECTED, Problem, problem
-from paring.recipes.fusion.report import record, table, weights_table
+from paring.recipes.fusion.report import fit_line, record, table, weights_table
 from paring.recipes.fusion.settings import FusionSettings, TaskOptions
 from paring.recipes.fusion.written import clear, finish, refuse_there, under_way
 from paring.recipes.slim.output import SUFFIX, check_new
@@ -39,10 +39,11 @@ def fuse_searched(
     report: Report = lambda done, total: None,
     say: Say = print_line,
 ) -> dict[str, Any]:
-    """Merges models with weights that are searched on rows of every task.
+    """Merges models on rows of every task: weights are searched, values fitted, or both.
 
     Args:
-        config: as for ``paring.fuse.engine.fuse``; its weights, if it has any, are a point that the search begins with.
+        config: as for ``paring.fuse.engine.fuse``; its weights, if it has any, are a point that the search begins with,
+            or those of the merge that is fitted.
         out: a new folder: the merged model, its heads, what was searched.
         tasks: rows of each model's task, by the model's name without where it lies.
         allow, device, threads, shard_bytes, overwrite, report: as ``fuse``. Tensors that the base lacks become heads.
@@ -57,7 +58,9 @@ def fuse_searched(
     """
     named, out = out, Path(out).resolve()
     config = config if isinstance(config, Config) else read_config(config)
-    references, begin = tasks_of(config), configured(config)
+    references = tasks_of(config, searched=settings.searches)
+    fixed = not settings.searches and settled(config)
+    begin = None if fixed else configured(config)
     method = settings.prune or (NPS if config.method.name == NPS else None)
     bank = Path(settings.pruned or f"{named}.pruned") if method else None
     _check(config, references, tasks, settings, method)
@@ -65,7 +68,7 @@ def fuse_searched(
     if bank is not None:
         check_new(bank, "--pruned", overwrite)
     open_models(config)  # errors with the lines of the user's file, which the next configuration has no more
-    equal = Weights({name: [1.0] for name in references}, ALL)
+    equal = Weights({} if fixed else {name: [1.0] for name in references}, ALL)
     plan = make_plan(with_weights(config, equal), {*allow, "extra"})
     _refuse_other_dtype(plan)
     about = problem(plan, references, tasks, settings)
@@ -76,7 +79,13 @@ def fuse_searched(
         vectors = {task.name: left[task.name].stored if left else task.vector for task in about.tasks}
         keys = _keys(plan, about, bank)
         on = body(plan, about, vectors, keys)
-        attempts = searched(on, begin, settings, _identity(plan, about, vectors, settings), say)
+        if settings.searches:
+            attempts = searched(on, begin, settings, _identity(plan, about, vectors, settings), say)
+        else:
+            attempts = unsearched(on, begin, settled=fixed)
+        if settings.fit:
+            whole = {task.name: task.vector for task in about.tasks} if left else None
+            attempts += fitted(on, choose(attempts, about, settings), whole, settings, say)
     except KeyboardInterrupt:
         if settings.search is not None:
             say(f"paring: stopped; the same command goes on with the evaluations in {settings.search}")
@@ -93,19 +102,21 @@ def fuse_searched(
         "",
         *weights_table(chosen),
     ]
+    if fit := next((a["fit"] for a in found["tried"] if a["label"] == chosen.label), None):
+        lines += [fit_line(fit)]
     for line in lines:
         say(line)
 
     models = {} if bank is None else {task.name: str(bank / f"{task.name}{SUFFIX}") for task in about.tasks}
-    weights = Weights(_by_group(chosen), chosen.names.groups, chosen.names.factor(chosen.x), models)
-    final = with_weights(config, weights, _remark(about, settings, chosen))
+    final = with_weights(config, _weights(chosen, models), _remark(about, settings, chosen))
     merged = under_way(out)
     clear(merged)
     try:
         if bank is not None:
             _write_bank(bank, left, about, settings, method or "", overwrite)
         engine = {"device": device, "threads": threads, "shard_bytes": shard_bytes}
-        fuse(final, merged, allow={*allow, "extra"}, report=report, **engine)  # type: ignore[arg-type]
+        values = chosen.fitted.values if chosen.fitted else None
+        fuse(final, merged, allow={*allow, "extra"}, report=report, fitted=values, **engine)  # type: ignore[arg-type]
         base = plan.models[plan.main]
         assert isinstance(base, Checkpoint)
         scores = {t.name: {split: of[t.name].metric[1] for split, of in chosen.scores.items()} for t in about.tasks}
@@ -115,7 +126,8 @@ def fuse_searched(
         if bank is not None:
             shutil.rmtree(bank, ignore_errors=True)
         raise
-    say(f"Wrote {out}: {chosen.label}, chosen on validation rows; {out.name}/paring-fuse.yml makes it again without a search")
+    again = "makes it again without a search" if chosen.fitted is None else "makes the merge that was fitted, not its values"
+    say(f"Wrote {out}: {chosen.label}, chosen on validation rows; {out.name}/paring-fuse.yml {again}")
     for name in heads:
         say(f"  {name}: what the task has of its own; paring apply {out} {out / name} OUT writes its model")
     if bank is not None:
@@ -169,17 +181,27 @@ def _identity(plan: Plan, about: Problem, vectors: Mapping[str, TaskVector], set
     }
 
 
-def _by_group(attempt: Attempt) -> dict[str, list[float]]:
-    return {task: list(of.values()) for task, of in attempt.names.weights(attempt.x).items()}
+def _weights(chosen: Attempt, models: Mapping[str, str]) -> Weights:
+    if chosen.names is None:
+        return Weights({}, ALL, None, models)
+    of = {task: list(of.values()) for task, of in chosen.names.weights(chosen.x).items()}
+    return Weights(of, chosen.names.groups, chosen.names.factor(chosen.x), models)
 
 
 def _remark(about: Problem, settings: FusionSettings, chosen: Attempt) -> str:
     scored = {t.name: t.side.scorings[SELECTED].num_rows for t in about.tasks}
     rows = ", ".join(f"{name} ({count})" for name, count in scored.items())
-    return (
-        f"Weights found by paring fuse on calibration rows: {chosen.label}, by the {settings.objective} of the tasks' scores\n"
+    if settings.searches:
+        made = "Weights found by paring fuse on calibration rows"
+    else:
+        made = "A merge by paring fuse on calibration rows"
+    said = (
+        f"{made}: {chosen.label}, by the {settings.objective} of the tasks' scores\n"
         f"({settings.by}) over their fine-tunes', seed {settings.seed}; chosen on validation rows of {rows}"
     )
+    if chosen.fitted is not None:
+        said += "\nThis makes the merge that was fitted. Fitted values follow from the rows, too: they are in the weights alone"
+    return said
 
 
 def _write_bank(

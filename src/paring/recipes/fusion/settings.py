@@ -1,7 +1,8 @@
-"""The settings of a merge with searched weights."""
+"""The settings of a merge with rows: weights searched, values fitted."""
 
 from dataclasses import dataclass
 
+from paring.fusion.fitting import Fit
 from paring.fusion.objective import GOALS as TOGETHER
 from paring.fusion.objective import Goal as Together
 from paring.recipes.calibration import Files
@@ -14,17 +15,21 @@ from paring.slim.pruners import PRUNERS, check_keep
 from paring.slim.refit import Refit
 
 PRUNING = (*PRUNERS, "nps", "fitted")
+_BUDGET = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class FusionSettings:
-    """How weights are searched, and what is done with the task vectors before.
+    """How weights are searched, values fitted, and what is done with the task vectors before.
 
     Attributes:
         objective: the mean over tasks of the score over the fine-tune's own, or the worst of these.
         by: what a score is: "accuracy" (of causal-lm the likelihood), or "loss", the likelihood exp(-loss).
+        fit: whether the merged values are tuned on the calibration rows, see ``paring.fusion.fitting``. Weights are searched
+            before only if ``layer_groups``, ``budget``, ``most``, ``workers`` or ``search`` is given.
+        fit_steps, fit_rate: of it, see ``Fit``.
         layer_groups: runs of layers that have weights of their own; 1: a weight for each task.
-        budget: evaluations of a search, at least 2.
+        budget: evaluations of a search, at least 2; None: 200.
         most: the largest weight that is tried.
         seed: of searches, of random pruning, and of what is held out.
         workers: Ray workers that score merges; 0: this process does.
@@ -44,8 +49,11 @@ class FusionSettings:
 
     objective: Together = "mean"
     by: Goal = "accuracy"
+    fit: bool = False
+    fit_steps: int = Fit().steps
+    fit_rate: float = Fit().rate
     layer_groups: int = 1
-    budget: int = 200
+    budget: int | None = None
     most: float = 2.0
     seed: int = 0
     workers: int = 0
@@ -69,17 +77,34 @@ class FusionSettings:
                 _refuse(name, value, f"one of {', '.join(allowed)}")
         for name, least in (("layer_groups", 1), ("budget", 2), ("workers", 0), ("batch_size", 1), ("steps", 1)):
             value = getattr(self, name)
+            if value is None and name == "budget":
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 _refuse(name, value, f"a whole number, at least {least}")
         if isinstance(self.most, bool) or not isinstance(self.most, int | float) or not 0 < self.most < float("inf"):
             _refuse("most", self.most, "a number above 0")
         if not (isinstance(self.held_out, float) and 0 < self.held_out < 1):
             _refuse("held_out", self.held_out, "a share between 0 and 1")
-        self.search_settings(), self.nps(), self.refit()  # check them
+        self.search_settings(), self.nps(), self.refit(), self.fitting()  # check them
+
+    @property
+    def searches(self) -> bool:
+        """Whether weights are searched."""
+        asked = (self.layer_groups, self.budget, self.most, self.workers, self.search)
+        return not self.fit or asked != (1, None, 2.0, 0, None)
+
+    @property
+    def evaluations(self) -> int:
+        """Of each search."""
+        return _BUDGET if self.budget is None else self.budget
 
     def search_settings(self) -> SearchSettings:
         """Of each search; its bounds are its own matter."""
-        return SearchSettings(budget=self.budget, seed=self.seed)
+        return SearchSettings(budget=self.evaluations, seed=self.seed)
+
+    def fitting(self) -> Fit:
+        """How merged values are tuned."""
+        return Fit(steps=self.fit_steps, rate=self.fit_rate, seed=self.seed)
 
     def nps(self) -> Nps:
         """How task vectors are cut."""

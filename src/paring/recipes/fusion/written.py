@@ -1,11 +1,12 @@
-"""What a merge with searched weights leaves beside its weights: each task's head, what was searched, a longer model card.
+"""What a merge with rows leaves beside its weights: each task's head, what was searched, a longer model card.
 
     heads/NAME.delta.safetensors    what a task has of its own, a delta of the merged model: `paring apply OUT OUT/heads/NAME…`
                                     gives the task's whole model
     paring-fuse-search.json         every score
     README.md                       with the tasks' scores
 
-The configuration in ``paring-fuse.yml`` is the one that was found, so that it makes the merge again without rows or search.
+The configuration in ``paring-fuse.yml`` is the one that was found, so that it makes the merge again without rows or search; of
+a fitted merge the one that it began with.
 """
 
 import json
@@ -120,7 +121,7 @@ def _facts(source: Source, name: str) -> TensorFacts:
 
 def _section(table: Sequence[str], heads: Sequence[str], record: Mapping[str, Any]) -> list[str]:
     names = ", ".join(cell(name) for name in record["rows"])
-    lines = ["", "## Weights found by search", ""]
+    lines = ["", "## Weights found by search" if record["searched"] else "## Chosen on rows", ""]
     lines += [f"On calibration rows of {names}, chosen on validation rows ({record['objective']} over tasks); `{SEARCH}` has "]
     lines[-1] += "every score."
     lines += ["", "```", *table, "```"]
