@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -44,9 +44,7 @@ from paring.fuse.models import Weights, model_config
 from paring.fuse.output import refuse_present
 from paring.fuse.plan import Job, Origin, Plan
 from paring.fuse.record import CARD, CONFIG, RECORD, bank_files
-
-if TYPE_CHECKING:
-    from paring.fuse.engine import Runner
+from paring.fuse.runner import Runner
 
 _VALUES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _ENDINGS = (".mask.safetensors", ".delta.safetensors", ".safetensors", ".delta", ".pt", ".bin")
@@ -86,7 +84,7 @@ def expected(plan: Plan) -> tuple[tuple[str, ...], int, int]:
     return (SHARED, *(f"{name}{SUFFIX}" for name in names.values())), num_bytes, held
 
 
-def write_bank(plan: Plan, runner: "Runner", out: Path, *, shard_bytes: int, threads: int, overwrite: bool) -> tuple[Path, ...]:
+def write_bank(plan: Plan, runner: Runner, out: Path, *, shard_bytes: int, threads: int, overwrite: bool) -> tuple[Path, ...]:
     """Writes the bank of a plan to the new folder ``out``; returns its files.
 
     Raises:
@@ -140,7 +138,7 @@ class _Elected:
     Attributes, by tensor name, of each task: ``parts``: (sum |tau_i|, sum m_i |tau|); ``masks``: what is stored of m_i.
     """
 
-    def __init__(self, plan: Plan, runner: "Runner", dtype: torch.dtype, num_tasks: int, file: BinaryIO) -> None:
+    def __init__(self, plan: Plan, runner: Runner, dtype: torch.dtype, num_tasks: int, file: BinaryIO) -> None:
         self._plan, self._runner, self._dtype, self._file = plan, runner, dtype, file
         self._lock = Lock()
         self.parts: dict[str, list[emr.Part]] = {}
@@ -205,7 +203,7 @@ def not_finite(flat: Tensor) -> float | None:
     return float(bad[0]) if bad.numel() else None
 
 
-def _own(plan: Plan, runner: "Runner", reference: Reference, i: int) -> Mapping[str, Tensor]:
+def _own(plan: Plan, runner: Runner, reference: Reference, i: int) -> Mapping[str, Tensor]:
     """The tensors that are a task's alone: those that the base lacks, and those of which the configuration says so."""
     found: dict[str, Tensor] = {}
     origins = {name: (origin, None) for name, origin in _extra(plan, reference).items()}

@@ -15,10 +15,11 @@ import torch
 from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.fuse.as_bank import expected, refuse_present_bank
 from paring.fuse.config import Config, read_config
-from paring.fuse.engine import Runner, laid_out, num_cores, one_thread_each
+from paring.fuse.engine import laid_out
 from paring.fuse.inputs import Inputs
 from paring.fuse.output import refuse_present
 from paring.fuse.plan import Job, Plan, make_plan
+from paring.fuse.runner import Runner, num_cores, one_thread_each
 from paring.fuse.tokens import align_vocabularies
 
 _SAMPLE = 1 << 20  # entries
