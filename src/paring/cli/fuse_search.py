@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     option(fit, "--fit-steps", type=int, metavar="N", help="batches of every task (720)")
     option(
-        fit, "--fit-rate", type=float, metavar="SHARE", help="the first attempt's, of the task vectors' root mean square (0.1)"
+        fit, "--fit-rate", type=float, metavar="SHARE", help="the first attempt's, of the task vectors' root mean square (0.12)"
     )
 
     search = parser.add_argument_group("the search")

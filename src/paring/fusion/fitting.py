@@ -45,7 +45,7 @@ class Fit:
     """
 
     steps: int = 720
-    rate: float = 0.1
+    rate: float = 0.12
     mix: float = 0.15
     seed: int = 0
 
