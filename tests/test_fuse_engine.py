@@ -419,7 +419,8 @@ def test_a_library_that_is_not_there_is_not_loaded(tmp_path: Path) -> None:
 
 
 HELD = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 from paring.fuse import engine, output
 from paring.cli.main import main
 begin, write, runners, written = engine.Runner.run, output.Output.write, [], []
