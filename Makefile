@@ -5,6 +5,8 @@
 #   make bench-quality  whether slices learn as well as LoRA, SHiRA, MiSS and full fine-tuning (about two hours)
 #   make bench-delta    time, memory and size of deltas (about 10 minutes on 2 cores)
 #   make bench-fuse     time and memory of merges (about 10 minutes on 2 cores); MERGEKIT=/path/to/its/python beside mergekit's
+#   make bench-slim     how small a fine-tune gets before its task is lost (about two hours), and what a candidate costs
+#   make bench-merges   how much of several fine-tunes is left in one model (about two hours)
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
 PYTHON ?= python3
@@ -16,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse lint clean
+.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse bench-slim bench-merges lint clean
 .DEFAULT_GOAL := test
 
 # PyTorch first and by itself, so that nothing later pulls in another build: a local CPU wheel where pip is set up to find one,
@@ -53,6 +55,13 @@ bench-delta: $(READY)
 
 bench-fuse: $(READY)
 	$(BIN)/python benchmarks/fuse_speed.py --mergekit "$(MERGEKIT)"
+
+bench-slim: $(READY)
+	$(BIN)/python benchmarks/slim.py
+	$(BIN)/python benchmarks/slim_cost.py
+
+bench-merges: $(READY)
+	$(BIN)/python benchmarks/fuse_quality.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
