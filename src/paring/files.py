@@ -46,17 +46,20 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def replacing_folder(path: Path, overwrite: bool = False, *, empty: bool = False) -> Iterator[Path]:
     """A new temporary folder beside ``path`` to fill; renamed to ``path`` on leaving, removed when an exception leaves.
 
     Files are synced to disk before that. With ``overwrite`` an old folder is swapped in one step (on Linux; elsewhere two
     renames, between which there is none), then removed with all it holds. Of a link, the folder it leads to is replaced.
+    With ``empty`` a folder that holds nothing counts as none.
 
     Raises:
         FileExistsError: ``path`` is there and ``overwrite`` is False, or it is no folder.
     """
     path = path.resolve()
-    _refuse_present(path, overwrite)
+    vacant = empty and not overwrite and path.is_dir() and not any(path.iterdir())
+    if not vacant:
+        _refuse_present(path, overwrite)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, expected a folder or nothing; take another name, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +70,9 @@ def replacing_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
         for inner in temporary.rglob("*"):
             sync(inner)
         sync(temporary)
+        if vacant:
+            with suppress(OSError):  # filled or removed meanwhile: the next line says so, or need not
+                path.rmdir()
         put_in_place(temporary, path, overwrite)
     finally:  # what was not finished, or the old one
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ weights, little beside a forward; T copies would be T bodies), the values it beg
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ from paring.delta.errors import DeltaError
 from paring.delta.sources import MemorySource
 from paring.fusion.held import Parts
 from paring.fusion.merging import Merging, Settings
-from paring.slim.lesson import Batch, Lesson, gradients, mixed
+from paring.slim.lesson import Lesson, check_tuning, endless, gradients
 
 _ATTEMPTS, _SLOWER = 3, 4  # each at a quarter of the rate before, until the distance is below that of the start
 _WARMING = 20  # steps
@@ -50,12 +50,7 @@ class Fit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps is {self.steps!r}; expected a whole number, at least 1")
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"rate is {self.rate!r}; expected a number above 0")
-        if not 0 <= self.mix < 1:
-            raise ValueError(f"mix is {self.mix!r}; expected a share in [0, 1)")
+        check_tuning(self.steps, self.rate, self.mix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +183,7 @@ class _Student:
         # In fp32; of fp32 parameters the same memory, of others a copy that is rounded into them.
         self._wide = {name: p.detach().float() for name, p in self.parameters.items()}
         adam = torch.optim.Adam(self._wide.values(), lr=highest)
-        rows = {task: _endless(lesson, self._how.mix, generator) for task, lesson in self._lessons.items()}
+        rows = {task: endless(lesson, self._how.mix, generator) for task, lesson in self._lessons.items()}
         for step in range(steps):
             adam.param_groups[0]["lr"] = highest * min((step + 1) / _WARMING, 1 - step / steps)
             adam.zero_grad()
@@ -229,13 +224,6 @@ class _Student:
         for name, p in self.parameters.items():
             if self._wide[name].dtype != p.dtype:
                 p.copy_(self._wide[name])
-
-
-def _endless(lesson: Lesson, mix: float, generator: torch.Generator) -> Iterator[Batch]:
-    while True:
-        for index in torch.randperm(len(lesson.batches), generator=generator).tolist():
-            batch = lesson.batches[index]
-            yield mixed(batch, mix, generator) if mix else batch
 
 
 def _rms(merging: Merging, parts: Parts, names: Mapping[str, object]) -> float:

@@ -15,7 +15,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Self
 
 from paring.files import replacing, write_bytes
 from paring.probe.kind import Cell, Row, Tables
+from paring.resumed import differences, lock, whole_lines
 
 RECORD, CELLS, VERDICT, FIGURE = "probe.json", "cells.jsonl", "verdict.txt", "figure"
 FORMAT = "paring probe 1"
@@ -63,7 +64,8 @@ class Folder:
         self.record = _begun(path, head)
         self._file: BinaryIO = (path / CELLS).open("a+b")
         try:
-            _lock(self._file, path)
+            if not lock(self._file):
+                raise ValueError(f"--out: another process is probing in {path}; wait for it, or take another folder")
             self._read()
         except BaseException:
             self._file.close()
@@ -97,7 +99,7 @@ class Folder:
         self._file.seek(0)
         content = self._file.read()
         length = 0
-        for number, line in enumerate(_whole_lines(content), start=1):
+        for number, line in enumerate(whole_lines(content), start=1):
             self._take(line, number)
             length += len(line)
         if length < len(content):  # a line half written when its process was killed
@@ -154,7 +156,7 @@ def _begun(path: Path, head: Record) -> Record:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"--out: {record} is no record of this version ({FORMAT!r}); take another folder") from None
     asked = json.loads(json.dumps(head))
-    differing = [d for part in SAME for d in _differences(there.get(part), asked[part], part)]
+    differing = [d for part in SAME for d in differences(there.get(part), asked[part], part)]
     if differing:
         raise ValueError(
             f"--out: {path} holds another probe; take another folder, or probe as there. What differs: "
@@ -163,33 +165,9 @@ def _begun(path: Path, head: Record) -> Record:
     return dict(there)
 
 
-def _differences(there: Any, asked: Any, name: str) -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in sorted(there.keys() | asked.keys()):
-            yield from _differences(there.get(key), asked.get(key), f"{name}.{key}")
-    elif there != asked:
-        yield f"{name} is {json.dumps(there)} there, {json.dumps(asked)} asked for"
-
-
 def _plain(row: Mapping[str, Any]) -> Row:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _document(record: Record) -> bytes:
     return (json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def _whole_lines(content: bytes) -> Iterator[bytes]:
-    yield from (line for line in content.splitlines(keepends=True) if line.endswith(b"\n"))
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """For this process alone until the file is closed; where the system has no such locks, nothing."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"--out: another process is probing in {path}; wait for it, or take another folder") from None

@@ -13,7 +13,7 @@ answering from here.
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from paring.files import replacing, write_bytes
+from paring.resumed import differences, lock, whole_lines
 from paring.search.settings import SearchError, SearchSettings, Vector
 
 NAME, BEST = "search.jsonl", "best.json"
@@ -118,9 +119,10 @@ class Journal:
                     temporary.write_bytes(_line(head))
         file = path.open("r+b")
         try:
-            _lock(file, folder)
+            if not lock(file):
+                raise SearchError(f"another process is searching in {folder}; wait for it, or take another folder")
             length = 0
-            for number, line in enumerate(_whole_lines(file.read()), start=1):
+            for number, line in enumerate(whole_lines(file.read()), start=1):
                 entry = _parsed(line, path, number)
                 if number == 1:
                     _refuse_other(entry, head, path)
@@ -161,11 +163,6 @@ def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _whole_lines(content: bytes) -> Iterator[bytes]:
-    """Lines that end; the last one may have been cut off."""
-    yield from (line for line in content.splitlines(keepends=True) if line.endswith(b"\n"))
-
-
 def _parsed(line: bytes, path: Path, number: int) -> Any:
     try:
         return json.loads(line)
@@ -183,30 +180,10 @@ def _refuse_other(entry: Any, head: dict[str, Any], path: Path) -> None:
     differing = [
         difference
         for part in ("dims", "settings", "starts", "problem")
-        for difference in _differences(entry.get(part), head[part], part)
+        for difference in differences(entry.get(part), head[part], part)
     ]
     if differing:
         raise SearchError(
             f"{path.parent} holds another search; take another folder, or search as there. What differs: "
             + "; ".join(differing)
         )
-
-
-def _differences(there: Any, asked: Any, name: str) -> Iterator[str]:
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in sorted(there.keys() | asked.keys()):
-            yield from _differences(there.get(key), asked.get(key), f"{name}.{key}")
-    elif there != asked:
-        yield f"{name} is {json.dumps(there)} there, {json.dumps(asked)} asked for"
-
-
-def _lock(file: BinaryIO, folder: Path) -> None:
-    """For this process alone until the file is closed; where the system has no such locks, nothing."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SearchError(f"another process is searching in {folder}; wait for it, or take another folder") from None

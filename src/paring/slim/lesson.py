@@ -5,6 +5,7 @@ far more than the entries that are kept. So they say which entries matter (``sal
 the others are gone (``refit``), and few rows suffice.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,28 @@ def mixed(batch: Batch, share: float, generator: torch.Generator) -> Batch:
             taken &= (mask != 0) & (mask[other] != 0)
         out[name] = torch.where(taken, tensor[other], tensor)
     return out
+
+
+def endless(lesson: Lesson, mix: float, generator: torch.Generator) -> Iterator[Batch]:
+    """Its batches without end, every one once a pass, in an order that is drawn; ``mix``: see ``mixed``."""
+    while True:
+        for index in torch.randperm(len(lesson.batches), generator=generator).tolist():
+            batch = lesson.batches[index]
+            yield mixed(batch, mix, generator) if mix else batch
+
+
+def check_tuning(steps: int, rate: float, mix: float) -> None:
+    """Settings of what is tuned by a lesson.
+
+    Raises:
+        ValueError: ``steps`` below 1, ``rate`` not above 0, ``mix`` outside of [0, 1).
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; expected a whole number, at least 1")
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"rate is {rate!r}; expected a number above 0")
+    if not 0 <= mix < 1:
+        raise ValueError(f"mix is {mix!r}; expected a share in [0, 1)")
 
 
 def parts(batch: Batch, rows: int) -> list[Batch]:

@@ -10,7 +10,7 @@ SHiRA's (Bhardwaj et al. 2024, arXiv 2406.13175), distilling a compressed task v
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from paring.delta.codec.quantise import LARGEST, dequantise, quantise
 from paring.delta.errors import DeltaError
 from paring.delta.places import Scattered
 from paring.delta.taskvector import Lazy, TaskVector, ready
-from paring.slim.lesson import Batch, Lesson, gradients, mixed
+from paring.slim.lesson import Lesson, check_tuning, endless, gradients
 from paring.slim.placing import Entries, Placing
 
 _PLAIN = ("fp32", "bf16", "fp16")
@@ -50,12 +50,7 @@ class Refit:
     group: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps is {self.steps!r}; expected a whole number, at least 1")
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"rate is {self.rate!r}; expected a number above 0")
-        if not 0 <= self.mix < 1:
-            raise ValueError(f"mix is {self.mix!r}; expected a share in [0, 1)")
+        check_tuning(self.steps, self.rate, self.mix)
         if self.values not in (*_PLAIN, *LARGEST):
             raise ValueError(f"values is {self.values!r}; expected one of {', '.join((*_PLAIN, *LARGEST))}")
         if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 0:
@@ -164,7 +159,8 @@ class _Student:
         self._tuned = {n: v.clone() for n, v in start.items()}
         first = rate * _rms(self.kept)
         adam = torch.optim.Adam(self._tuned.values(), lr=first)
-        for step, batch in zip(range(how.steps), _endless(lesson, how), strict=False):
+        batches = endless(lesson, how.mix, torch.Generator().manual_seed(how.seed))
+        for step, batch in zip(range(how.steps), batches, strict=False):
             adam.param_groups[0]["lr"] = first * (1 - step / how.steps)
             adam.zero_grad()
             with self.placing.candidate(self._entries(self._tuned)):
@@ -206,14 +202,6 @@ def _as_stored(values: Tensor, how: Refit) -> Tensor:
         return plain
     raw, scales = quantise(plain.cpu(), how.values, how.group)
     return dequantise(raw, how.values, plain.numel(), how.group, scales, "a refit").to(plain.device)
-
-
-def _endless(lesson: Lesson, how: Refit) -> Iterator[Batch]:
-    generator = torch.Generator().manual_seed(how.seed)
-    while True:
-        for index in torch.randperm(len(lesson.batches), generator=generator).tolist():
-            batch = lesson.batches[index]
-            yield mixed(batch, how.mix, generator) if how.mix else batch
 
 
 def _rms(values: dict[str, Tensor]) -> float:

@@ -207,9 +207,7 @@ def _remark(about: Problem, settings: FusionSettings, chosen: Attempt) -> str:
 def _write_bank(
     bank: Path, left: Mapping[str, Pruned], about: Problem, settings: FusionSettings, method: str, overwrite: bool
 ) -> None:
-    if bank.is_dir() and not any(bank.iterdir()):
-        bank.rmdir()
-    with replacing_folder(bank, overwrite) as folder:
+    with replacing_folder(bank, overwrite, empty=True) as folder:
         for task in about.tasks:
             tuned = {split: of[task.name].metric[1] for split, of in about.tuned.items()}
             facts = {

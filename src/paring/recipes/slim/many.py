@@ -92,9 +92,7 @@ def slim_bank(
             del records[name][key]
     record: dict[str, Any] = {"keep": keep, "base_bytes": base_bytes(vectors[first].base), "tasks": records}
     record |= made_with(asdict(settings), LOCAL)
-    if bank.is_dir() and not any(bank.iterdir()):
-        bank.rmdir()
-    with replacing_folder(bank, settings.overwrite) as folder:
+    with replacing_folder(bank, settings.overwrite, empty=True) as folder:
         for name, (vector, facts) in made.items():
             path = folder / f"{name}{SUFFIX}"
             records[name]["slim_bytes"] = save_delta(vector, path, facts, values=settings.values, group=settings.group)

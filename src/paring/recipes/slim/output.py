@@ -56,9 +56,7 @@ def write(
     if len(finished) == 1:
         (keep,) = finished
         return {keep: Written(out, save(keep, out, settings.overwrite))}
-    if out.is_dir() and not any(out.iterdir()):
-        out.rmdir()
-    with replacing_folder(out, settings.overwrite) as folder:
+    with replacing_folder(out, settings.overwrite, empty=True) as folder:
         sizes = {keep: save(keep, folder / name_of(keep), False) for keep in finished}
     return {keep: Written(out / name_of(keep), size) for keep, size in sizes.items()}
 

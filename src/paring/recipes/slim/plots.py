@@ -42,9 +42,7 @@ def write_report(record: Record, folder: Path, overwrite: bool) -> list[str]:
     content = {NUMBERS: (json.dumps(record, indent=2) + "\n").encode()}
     for name, plot in plots.items():
         content |= {f"{name}.{kind}": drawn(plot(record), kind) for kind in _FORMATS}
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-    with replacing_folder(folder, overwrite) as temporary:
+    with replacing_folder(folder, overwrite, empty=True) as temporary:
         for name, data in content.items():
             (temporary / name).write_bytes(data)
     return list(content)
