@@ -11,28 +11,23 @@ from typing import Any
 
 import torch
 
-import paring
+from fusing.fronts import BUDGET, SUBSPACES, pruned
 from fusing.joint import joint
 from fusing.merges import KEEP, MERGES, Merge, Setting
 from fusing.problem import TASKS, Problem, problem
-from paring.delta.taskvector import TaskVector
 from paring.fuse import emr
+from paring.fuse.method import Method
 from paring.fuse.registry import METHODS
 from paring.fusion.coefficients import Coefficients
+from paring.fusion.fitting import Fit, fit
 from paring.fusion.held import hold
-from paring.fusion.merging import Merging, same_for_all
+from paring.fusion.merging import Merging, Settings, same_for_all
 from paring.fusion.searched import Objective, search_weights
 from paring.search.settings import SearchSettings
-from paring.slim.fitted import prune_fitted
-from paring.slim.nps import Nps, prune_nps
-from paring.slim.pruners import prune
-from paring.slim.refit import Refit
 from quality import tasks
 from quality.store import versions
 
-BUDGET = {"digits": 200, "docstrings": 60}  # evaluations of a search
-SUBSPACES = "magnitude*kind"
-REVISION = 1
+REVISION = 1  # raised when a change here makes older results incomparable
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,8 @@ class Cell:
             what |= {"how": asdict(merge)}
             if merge.searched or merge.front in ("nps", "fitted"):
                 what |= {"budget": BUDGET[self.suite], "subspaces": SUBSPACES, "keep": KEEP}
+            if merge.fitted:
+                what |= {"fit": asdict(Fit())}
         return blake2b(dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -76,46 +73,46 @@ def share(found: Mapping[str, float], own: Mapping[str, float]) -> float:
 def _merged(about: Problem, merge: Merge, zoo: Path) -> dict[str, Any]:
     if merge.method == "emr":
         return _emr(about)
-    vectors = _front(about, merge.front, zoo)
     how = METHODS["task_arithmetic" if merge.method == "base" else merge.method]
-    parts = hold(about.parts(vectors))
+    parts = hold(about.parts(pruned(about, merge.front, zoo)))
     models = list(about.models.values())
-    if merge.method == "base":
-        tried: list[Setting] = [{"weight": 0.0}]
-    elif merge.searched:
-        tried = [{}]
-    else:
-        tried = list(merge.settings())
     best: tuple[float, Setting, dict[str, float]] | None = None
+    tried = _settings(merge, len(models))
     for setting in tried:
         # A weight for each model where the method has one; the search replaces it.
-        given = how.resolve({"weight": 1.0, **setting} if _weighted(how.name) else setting, [{} for _ in models])
-        merging = Merging(models, parts, how, same_for_all(given), seed=about.seed)
-        settings = same_for_all(given)
-        chosen = dict(setting)
+        given = how.resolve({"weight": 1.0, **setting} if _weighted(how) else setting, [{} for _ in models])
+        settings, chosen, values = same_for_all(given), dict(setting), {}
+        merging = Merging(models, parts, how, settings, seed=about.seed)
         if merge.searched:
             names = Coefficients(parts.tasks)
-            found = search_weights(
-                merging,
-                names,
-                _objective(about),
-                settings,
-                names.starts(how, given),
-                SearchSettings(budget=BUDGET[about.suite], seed=about.seed),
-            )
+            how_long = SearchSettings(budget=BUDGET[about.suite], seed=about.seed)
+            found = search_weights(merging, names, _objective(about), settings, names.starts(how, given), how_long)
             settings, chosen = names.settings(found.x, how, settings), {"weights": list(found.x)}
+        if merge.fitted:
+            imitated = None if merge.front == "whole" else hold(about.parts())
+            fitted = fit(merging, settings, about.lessons, Fit(seed=about.seed), tuned=imitated)
+            values, chosen = dict(fitted.values), {**chosen, "distance": list(fitted.distance)}
         with merging:
             merging.to(settings)
-            validation = about.accuracies("validation")
-            score = share(validation, about.own["validation"])
+            merging.put(values)
+            score = share(about.accuracies("validation"), about.own["validation"])
             if best is None or score > best[0]:
                 best = score, chosen, about.accuracies("test")
     assert best is not None
     return {"setting": best[1], "validation": best[0], "test": best[2], "tried": len(tried)}
 
 
-def _weighted(name: str) -> bool:
-    return any(p.name == "weight" for p in METHODS[name].parameters)
+def _settings(merge: Merge, count: int) -> Sequence[Setting]:
+    """What validation rows choose among."""
+    if merge.method == "base":
+        return [{"weight": 0.0}]
+    if merge.fitted:
+        return [{"weight": 1 / count}]  # of the average, which is tuned
+    return [{}] if merge.searched else merge.settings()
+
+
+def _weighted(how: Method) -> bool:
+    return any(p.name == "weight" for p in how.parameters)
 
 
 def _objective(about: Problem) -> Objective:
@@ -127,44 +124,20 @@ def _objective(about: Problem) -> Objective:
     return Objective(likelihoods, own)
 
 
-def _front(about: Problem, front: str, zoo: Path) -> dict[str, TaskVector]:
-    if front == "whole":
-        return dict(about.vectors)
-    return {task: _pruned(about, task, front, zoo) for task in about.vectors}
-
-
-def _pruned(about: Problem, task: str, front: str, zoo: Path) -> TaskVector:
-    """Kept in the zoo where it took a search or a refit."""
-    vector, model = about.vectors[task], about.models[task]
-    if front in ("magnitude", "dare"):
-        return prune(vector, front, KEEP, seed=about.seed).in_memory()
-    what = [about.suite, task, about.seed, front, KEEP, SUBSPACES, BUDGET[about.suite], vector.base.total, REVISION]
-    key = blake2b(dumps(what).encode(), digest_size=8).hexdigest()
-    path = zoo / f"{about.suite}-{task}-{front}-{about.seed}-{key}.delta.safetensors"
-    if not path.exists():
-        if front == "nps":
-            settings = SearchSettings(budget=BUDGET[about.suite], seed=about.seed)
-            made = prune_nps(vector, model, about.losses[task], KEEP, Nps(SUBSPACES), settings).vector
-        else:
-            made = prune_fitted(vector, model, about.lessons[task], KEEP, Refit(seed=about.seed))
-        paring.save_delta(made, path, values="fp32")
-    return paring.load_delta(path, base=model).in_memory()
-
-
 def _emr(about: Problem) -> dict[str, Any]:
     """Each task's own model of the shared vector."""
     parts, models, how = hold(about.parts()), list(about.models.values()), METHODS["emr"]
-    merging = Merging(models, parts, how, same_for_all(how.resolve({}, [{} for _ in models])))
+    settings: Settings = same_for_all(how.resolve({}, [{} for _ in models]))
+    merging = Merging(models, parts, how, settings)
+    scores: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
     with merging:
-        found = {name: emr.parts(merging.inputs(name, merging._settings(name))) for name in merging.names}
-        scores: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
+        found = {name: emr.parts(merging.inputs(name, settings(name))) for name in merging.names}
         for i, (task, model) in enumerate(about.models.items()):
             scale = emr.scale([own[i] for _, own in found.values()])
-            with torch.no_grad():
-                for name, (shared, own) in found.items():
-                    tensor = merging._tensors[name]
-                    tensor.copy_(merging._base[name] + scale * own[i].mask(tensor.shape) * shared)
+            for name, (shared, own) in found.items():
+                base = merging.base(name)
+                merging.put({name: base + scale * own[i].mask(base.shape) * shared})
             for split in scores:
-                scores[split][task] = tasks.accuracy(model, about.suite, task, split)  # type: ignore[arg-type]
+                scores[split][task] = tasks.accuracy(model, about.suite, task, split, about.every(split))  # type: ignore[arg-type]
     validation = share(scores["validation"], about.own["validation"])
     return {"setting": {}, "validation": validation, "test": scores["test"], "tried": 1}

@@ -18,6 +18,7 @@ class Merge:
         grid: values of its parameters; each combination is tried.
         front: how each task vector is pruned before: "whole", "magnitude", "dare", "nps" or "fitted".
         searched: whether a weight for each task is searched on calibration rows.
+        fitted: whether the values of the average are tuned towards the fine-tunes' answers on calibration rows.
         static: one model for all tasks; not, where each task has a state of its own beside it.
     """
 
@@ -26,6 +27,7 @@ class Merge:
     grid: tuple[tuple[str, tuple[Any, ...]], ...] = ()
     front: str = "whole"
     searched: bool = False
+    fitted: bool = False
     static: bool = True
 
     def settings(self) -> Sequence[Setting]:
@@ -70,8 +72,10 @@ MERGES = {
     "nps+sum": Merge("NPS, task arithmetic", "task_arithmetic", _SUM, "nps"),
     "nps+ties": Merge("NPS, TIES", "ties", (_ONE, ("density", (1.0,)), _LAMBDA), "nps"),
     "nps": Merge("NPS (pruning and weights searched)", "nps", (), "nps", searched=True),
-    "fitted+sum": Merge("fitted, task arithmetic", "task_arithmetic", _SUM, "fitted"),
-    "fitted": Merge("fitted, weights searched", "nps", (), "fitted", searched=True),
+    "fitted+sum": Merge("slim fitted, task arithmetic", "task_arithmetic", _SUM, "fitted"),
+    "fitted": Merge("slim fitted, weights searched", "nps", (), "fitted", searched=True),
     "tsv+searched": Merge("TSV-M, weights searched", "tsv", searched=True),
+    "fit": Merge("fitted merge (paring fuse --fit)", "task_arithmetic", fitted=True),
+    "nps+fit": Merge("NPS, fitted merge", "task_arithmetic", (), "nps", fitted=True),
     "emr": Merge("EMR (a mask and a scale for each task)", "emr", static=False),
 }

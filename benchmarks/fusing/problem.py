@@ -15,6 +15,7 @@ from paring.slim.lesson import Lesson
 from quality import tasks
 from slimming.finetunes import HEAD, LESSON_ROWS, NUM_CALIBRATION, tuned_tensors
 
+CHOICE = {"digits": 1, "docstrings": 4}  # settings are chosen on one of so many batches of validation rows
 TASKS = {"digits": tasks.SUITES["digits"].tasks, "docstrings": (*tasks.SUITES["docstrings"].tasks, "raises")}
 
 
@@ -41,7 +42,12 @@ class Problem:
 
     def accuracies(self, split: tasks.Scored) -> dict[str, float]:
         """Of what is on the models now, by task."""
-        return {task: tasks.accuracy(model, self.suite, task, split) for task, model in self.models.items()}
+        every = self.every(split)
+        return {task: tasks.accuracy(model, self.suite, task, split, every) for task, model in self.models.items()}
+
+    def every(self, split: str) -> int:
+        """One batch of so many is scored."""
+        return CHOICE[self.suite] if split == "validation" else 1
 
     def likelihoods(self) -> dict[str, Callable[[nn.Module], float]]:
         """Of each task's calibration rows: exp(-loss)."""
@@ -69,7 +75,8 @@ def problem(suite: str, seed: int, zoo: Path, results: Path) -> Problem:
         vectors[task] = paring.diff(base, {**fresh, **tuned}).in_memory()
         with vectors[task].apply(model):
             for split in own:
-                own[split][task] = tasks.accuracy(model, suite, task, split)  # type: ignore[arg-type]
+                every = CHOICE[suite] if split == "validation" else 1
+                own[split][task] = tasks.accuracy(model, suite, task, split, every)  # type: ignore[arg-type]
     batches = {task: _calibration(suite, task) for task in names}
     losses = {task: _Loss(tuple(found)) for task, found in batches.items()}
     return Problem(suite, seed, models, vectors, own, losses, {task: Lesson(found) for task, found in batches.items()})

@@ -1,0 +1,43 @@
+"""What is done with a task vector before it is merged; what took a search or a refit is kept in the zoo."""
+
+from hashlib import blake2b
+from json import dumps
+from pathlib import Path
+
+import paring
+from fusing.merges import KEEP
+from fusing.problem import Problem
+from paring.delta.taskvector import TaskVector
+from paring.search.settings import SearchSettings
+from paring.slim.fitted import prune_fitted
+from paring.slim.nps import Nps, prune_nps
+from paring.slim.pruners import prune
+from paring.slim.refit import Refit
+
+BUDGET = {"digits": 200, "docstrings": 60}  # evaluations of a search
+SUBSPACES = "magnitude*kind"
+REVISION = 1
+
+
+def pruned(about: Problem, front: str, zoo: Path) -> dict[str, TaskVector]:
+    """The task vectors by task; ``front``: see ``fusing.merges.Merge``."""
+    if front == "whole":
+        return dict(about.vectors)
+    return {task: _pruned(about, task, front, zoo) for task in about.vectors}
+
+
+def _pruned(about: Problem, task: str, front: str, zoo: Path) -> TaskVector:
+    vector, model = about.vectors[task], about.models[task]
+    if front in ("magnitude", "dare"):
+        return prune(vector, front, KEEP, seed=about.seed).in_memory()
+    what = [about.suite, task, about.seed, front, KEEP, SUBSPACES, BUDGET[about.suite], vector.base.total, REVISION]
+    key = blake2b(dumps(what).encode(), digest_size=8).hexdigest()
+    path = zoo / f"{about.suite}-{task}-{front}-{about.seed}-{key}.delta.safetensors"
+    if not path.exists():
+        if front == "nps":
+            settings = SearchSettings(budget=BUDGET[about.suite], seed=about.seed)
+            made = prune_nps(vector, model, about.losses[task], KEEP, Nps(SUBSPACES), settings).vector
+        else:
+            made = prune_fitted(vector, model, about.lessons[task], KEEP, Refit(seed=about.seed))
+        paring.save_delta(made, path, values="fp32")
+    return paring.load_delta(path, base=model).in_memory()
