@@ -102,6 +102,10 @@ def test_windows_keep_their_width() -> None:
         ({"seed": 0.5}, "seed is 0.5; expected a whole number"),
         ({"seed": True}, "seed is True; expected a whole number"),
         ({"bias": 1}, "bias is 1; expected True or False"),
+        ({"starts": {"w": 1}}, "move_steps is 10; expected None: starts are those of a slice that never moves"),
+        ({"starts": ("w",)}, r"starts is \('w',\); expected a position for every layer"),
+        ({"starts": {"w": -1}}, "starts is {'w': -1}; expected the name of a layer and a whole number, at least 0"),
+        ({"starts": {"w": 1}, "position": 1}, "starts is {'w': 1}; expected no position"),
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict, message: str) -> None:
@@ -112,6 +116,23 @@ def test_bad_settings_are_refused_by_name(settings: dict, message: str) -> None:
 def test_settings_survive_a_round_trip() -> None:
     config = SliceConfig(rank=4, modes=("column",), move_steps=10, order=(1, 2), targets=("a", "b"))
     assert SliceConfig(**config.as_dict()) == config
+    own = SliceConfig(rank=4, modes=("row",), move_steps=None, starts={"b": 2, "a": 1})
+    assert own.as_dict()["starts"] == {"a": 1, "b": 2} and SliceConfig(**own.as_dict()) == own
+    assert len({own, SliceConfig(rank=4, modes=("row",), move_steps=None, starts={"a": 1, "b": 2})}) == 1
+
+
+def test_every_layer_may_have_a_start_of_its_own() -> None:
+    config = SliceConfig(rank=2, modes=("column",), move_steps=None, starts={"a": 3, "b": 0})
+    layers = {"a": Matrix(4, 5), "b": Matrix(4, 9)}
+    check(config, layers)
+    assert plan(config, layers, 7) == {"a": Slice("column", 3, 2), "b": Slice("column", 0, 2)}
+    for starts, message in (
+        ({"a": 3}, "starts has no position for 'b'; expected the 2 layers that are sliced"),
+        ({"a": 3, "b": 0, "c": 0}, "starts names 'c', which is not sliced"),
+        ({"a": 4, "b": 0}, "position 4 with rank 2 is beyond the extent: layer 'a' has 5 columns"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(SliceConfig(rank=2, modes=("column",), move_steps=None, starts=starts), layers)
 
 
 def test_what_a_layer_cannot_hold_is_refused_by_layer_and_extent() -> None:

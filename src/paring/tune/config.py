@@ -1,9 +1,9 @@
 """What to train: the settings of a SliceFine run, checked as far as that goes without a model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from paring.tune.slices import AXES, Axis
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from paring.tune.recommended import Recommended
 
 Order = str | tuple[int, ...]
+Starts = Mapping[str, int] | tuple[tuple[str, int], ...]
 _LANE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
@@ -30,6 +31,8 @@ class SliceConfig:
             one mode and one range train no entry in common, but for ``train_also``: their deltas fuse by plain addition
             (``merge_method: disjoint``). Takes one mode: a row and a column cross. None: the whole range.
         order: ``"sweep"``, ``"random"`` (a new permutation every sweep), or the starting positions themselves.
+        starts: of a static slice, its first row or column in every layer by itself, ``{layer name: position}`` (kept as pairs,
+            by name); for slices that something told to choose, such as a score of their weights. None: ``position`` in all.
         targets: names of layers to slice, as globs (``*`` within a name part, ``**`` across; a pattern also
             matches the end of a name) or ``re:`` and a regular expression for the whole name. None: every sliceable
             layer but the output head.
@@ -54,6 +57,7 @@ class SliceConfig:
     stride: int | None = None
     lane: str | None = None
     order: Order = "sweep"
+    starts: Starts | None = None
     targets: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     bias: bool = False
@@ -99,6 +103,8 @@ class SliceConfig:
                 _refuse("lane", self.lane, "'i/n' with i from 1 to n, such as '2/4'")
             if len(self.modes) > 1:
                 _refuse("lane", self.lane, "one mode in modes: rows of one lane cross the columns of every other")
+        if self.starts is not None:
+            _check_starts(self)
         if self.bias and "row" not in self.modes:
             _refuse("bias", True, "the mode 'row' in modes: the bias entries trained are those of the active rows")
         if isinstance(self.layers, str):
@@ -138,10 +144,11 @@ class SliceConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values (tuples as lists), equal for equal settings; ``SliceConfig(**config.as_dict())`` gives it back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return plain if self.starts is None else plain | {"starts": dict(self.starts)}
 
 
-def _refuse(name: str, got: object, expected: str) -> None:
+def _refuse(name: str, got: object, expected: str) -> NoReturn:
     raise ValueError(f"SliceConfig: {name} is {got!r}; expected {expected}")
 
 
@@ -149,6 +156,24 @@ def _at_least(config: SliceConfig, name: str, least: int) -> None:
     value = getattr(config, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         _refuse(name, value, f"a whole number, at least {least}")
+
+
+def _check_starts(config: SliceConfig) -> None:
+    """Of a static slice and nothing else that says where; becomes pairs in the order of the names."""
+    given = config.starts
+    try:
+        pairs = tuple(sorted(dict(given).items()))  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        _refuse("starts", given, "a position for every layer, such as {'encoder.0.query': 8}")
+    for name, start in pairs:
+        if not isinstance(name, str) or isinstance(start, bool) or not isinstance(start, int) or start < 0:
+            _refuse("starts", {name: start}, "the name of a layer and a whole number, at least 0")
+    elsewhere = (config.position, config.max_position, config.stride, config.lane, config.order)
+    if elsewhere != (0, None, None, None, "sweep"):
+        _refuse("starts", dict(pairs), "no position, max_position, stride, lane and order beside it")
+    if config.move_steps is not None:
+        _refuse("move_steps", config.move_steps, "None: starts are those of a slice that never moves")
+    object.__setattr__(config, "starts", pairs)
 
 
 def _as_tuple(config: SliceConfig, name: str, kind: type) -> None:

@@ -4,7 +4,8 @@
     window    with layer_window = k: window v mod n of the n windows of k blocks, counted from the output down;
               the slices move on once the window has passed all blocks: v <- v // n
     mode      modes[v mod |modes|],  j = v // |modes|
-    position  the (j mod n)-th of the layer's n positions; with a lane those of its share of the layer
+    position  the (j mod n)-th of the layer's n positions; with a lane those of its share of the layer; of a static slice
+              with ``starts`` the layer's own
 
 Every layer counts its own positions, since layers differ in extent: the last position of a layer is moved back
 so that the slice ends with the layer, every row or column is reached, and the width stays the rank.
@@ -37,8 +38,9 @@ def plan(config: SliceConfig, matrices: Mapping[str, Matrix], step: int) -> dict
         visit //= len(windows)
     mode = config.modes[visit % len(config.modes)]
     turn = visit // len(config.modes)
+    starts = dict(config.starts or ())
     return {
-        name: Slice(mode, _position(config, matrix.extent(mode), turn), config.rank)
+        name: Slice(mode, starts[name] if starts else _position(config, matrix.extent(mode), turn), config.rank)
         for name, matrix in matrices.items()
         if name in active
     }
@@ -79,6 +81,11 @@ def check(config: SliceConfig, matrices: Mapping[str, Matrix]) -> None:
     Raises:
         ValueError: naming the layer, its extent, and the setting that does not fit it.
     """
+    starts = dict(config.starts or ())
+    if starts.keys() != matrices.keys() and config.starts is not None:
+        unknown, missing = [n for n in starts if n not in matrices], [n for n in matrices if n not in starts]
+        what = f"names '{unknown[0]}', which is not sliced" if unknown else f"has no position for '{missing[0]}'"
+        raise ValueError(f"starts {what}; expected the {len(matrices)} layers that are sliced, each once")
     for name, matrix in matrices.items():
         for axis in config.modes:
             extent = matrix.extent(axis)
@@ -86,6 +93,7 @@ def check(config: SliceConfig, matrices: Mapping[str, Matrix]) -> None:
             if config.rank > extent:
                 raise ValueError(f"rank {config.rank} is larger than a layer: {where}; lower the rank, or exclude the layer")
             last = config.position if isinstance(config.order, str) else max(config.order)
+            last = starts.get(name, last)
             first, end = bounds(config, extent)
             if config.lane is not None and config.position < extent and end - first < config.rank:
                 shared = min(config.max_position or extent, extent) - config.position
