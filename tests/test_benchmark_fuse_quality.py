@@ -66,7 +66,7 @@ def state(models: dict[str, nn.Module]) -> list[torch.Tensor]:
 def test_a_line_is_measured_and_the_models_are_as_before(name: str, about: problem.Problem, tmp_path: Path) -> None:
     before = state(about.models)  # type: ignore[arg-type]
     merge = replace(MERGES[name], grid=tuple((key, values[:2]) for key, values in MERGES[name].grid))
-    found = cells._merged(about, merge, tmp_path)
+    found = cells._merged(about, merge, tmp_path, tmp_path)
     assert set(found["test"]) == set(TASKS)
     assert all(0 <= accuracy <= 1 for accuracy in found["test"].values())
     assert all(torch.equal(a, b) for a, b in zip(before, state(about.models), strict=True))  # type: ignore[arg-type]
@@ -75,6 +75,7 @@ def test_a_line_is_measured_and_the_models_are_as_before(name: str, about: probl
         assert set(found["setting"]) == {"weight", "density", "lambda"}
     if "fit" in name:
         assert found["setting"]["distance"][1] < found["setting"]["distance"][0]
+    assert ("alone" in found) == (merge.front != "whole")
     if merge.searched:
         assert len(found["setting"]["weights"]) == len(TASKS)
     made = sorted(path.name.split("-")[1] for path in tmp_path.iterdir())
@@ -114,7 +115,7 @@ def test_shares_and_verdicts() -> None:
     found = [result(Cell("digits", seed, m), shares) for m, shares in lines.items() for seed in (0, 1)]
     text = report.markdown("digits", found)
     assert text.index(MERGES["fit"].title) < text.index(MERGES["pcb"].title) < text.index(MERGES["ties"].title)
-    assert f"| {MERGES['nps'].title} | 50.0 ± 0.0 (2) | 40.0 ± 0.0 (2) | 40.0 | 60.0 |" in text
+    assert f"| {MERGES['nps'].title} | 50.0 ± 0.0 (2) | 40.0 ± 0.0 (2) | 40.0 | 60.0 |  |" in text
     met = {goal: holds for goal, _, holds in report.verdicts(found)}
     assert met == {
         "NPS above TIES": True,

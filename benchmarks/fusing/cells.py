@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from fusing.fronts import BUDGET, SUBSPACES, pruned
+from fusing.fronts import BUDGET, SUBSPACES, task_vectors
 from fusing.joint import joint
 from fusing.merges import KEEP, MERGES, Merge, Setting
 from fusing.problem import TASKS, Problem, problem
+from paring.delta.taskvector import TaskVector
 from paring.fuse import emr
 from paring.fuse.method import Method
 from paring.fuse.registry import METHODS
@@ -60,7 +61,7 @@ def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[st
         if cell.merge == "joint":
             found: dict[str, Any] = {"test": joint(cell.suite, cell.seed, zoo, results)}
         else:
-            found = _merged(about, MERGES[cell.merge], zoo)
+            found = _merged(about, MERGES[cell.merge], zoo, results)
         out = {**asdict(cell), "key": cell.key, **found, "own": about.own["test"]}
         yield {**out, "seconds": time.perf_counter() - begun, "versions": versions()}
 
@@ -70,11 +71,12 @@ def share(found: Mapping[str, float], own: Mapping[str, float]) -> float:
     return mean(found[task] / own[task] for task in own)
 
 
-def _merged(about: Problem, merge: Merge, zoo: Path) -> dict[str, Any]:
+def _merged(about: Problem, merge: Merge, zoo: Path, results: Path) -> dict[str, Any]:
     if merge.method == "emr":
         return _emr(about)
     how = METHODS["task_arithmetic" if merge.method == "base" else merge.method]
-    parts = hold(about.parts(pruned(about, merge.front, zoo)))
+    vectors = task_vectors(about, merge.front, zoo, results)
+    parts = hold(about.parts(vectors))
     models = list(about.models.values())
     best: tuple[float, Setting, dict[str, float]] | None = None
     tried = _settings(merge, len(models))
@@ -99,7 +101,17 @@ def _merged(about: Problem, merge: Merge, zoo: Path) -> dict[str, Any]:
             if best is None or score > best[0]:
                 best = score, chosen, about.accuracies("test")
     assert best is not None
-    return {"setting": best[1], "validation": best[0], "test": best[2], "tried": len(tried)}
+    alone = {} if merge.front == "whole" else {"alone": _alone(about, vectors)}
+    return {"setting": best[1], "validation": best[0], "test": best[2], "tried": len(tried), **alone}
+
+
+def _alone(about: Problem, vectors: Mapping[str, TaskVector]) -> dict[str, float]:
+    """Test accuracy of what is merged, each by itself."""
+    out = {}
+    for task, model in about.models.items():
+        with vectors[task].apply(model):
+            out[task] = tasks.accuracy(model, about.suite, task, "test")
+    return out
 
 
 def _settings(merge: Merge, count: int) -> Sequence[Setting]:

@@ -1,4 +1,4 @@
-"""What is done with a task vector before it is merged; what took a search or a refit is kept in the zoo."""
+"""What is merged: the full fine-tunes, whole or pruned, or slices; what took a training or a search is kept in the zoo."""
 
 from hashlib import blake2b
 from json import dumps
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import paring
 from fusing.merges import KEEP
-from fusing.problem import Problem
+from fusing.problem import Problem, task_vector
 from paring.delta.taskvector import TaskVector
 from paring.search.settings import SearchSettings
 from paring.slim.fitted import prune_fitted
@@ -16,13 +16,22 @@ from paring.slim.refit import Refit
 
 BUDGET = {"digits": 200, "docstrings": 60}  # evaluations of a search
 SUBSPACES = "magnitude*kind"
+SLICE = "static-column-r16"
 REVISION = 1
 
 
-def pruned(about: Problem, front: str, zoo: Path) -> dict[str, TaskVector]:
-    """The task vectors by task; ``front``: see ``fusing.merges.Merge``."""
+def task_vectors(about: Problem, front: str, zoo: Path, results: Path) -> dict[str, TaskVector]:
+    """By task; ``front``: see ``fusing.merges.Merge``."""
     if front == "whole":
         return dict(about.vectors)
+    if front in ("slices", "lanes"):
+        names, count = {}, len(about.models)
+        for i, task in enumerate(about.models):
+            names[task] = SLICE if front == "slices" else f"lane-{i + 1}-of-{count}"
+        return {
+            task: task_vector(about.suite, task, name, about.seed, zoo, results, about.models[task], SLICE)
+            for task, name in names.items()
+        }
     return {task: _pruned(about, task, front, zoo) for task in about.vectors}
 
 

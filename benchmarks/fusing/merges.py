@@ -16,7 +16,8 @@ class Merge:
         title: for a reader.
         method: of ``paring.fuse.registry``; "none": the fine-tunes themselves, "base": the pretrained body with their heads.
         grid: values of its parameters; each combination is tried.
-        front: how each task vector is pruned before: "whole", "magnitude", "dare", "nps" or "fitted".
+        front: what is merged: "whole" full fine-tunes, these pruned by "magnitude", "dare", "nps" or "fitted", or instead
+            "slices" at one place, or slices in "lanes", which have no entry in common.
         searched: whether a weight for each task is searched on calibration rows.
         fitted: whether the values of the average are tuned towards the fine-tunes' answers on calibration rows.
         static: one model for all tasks; not, where each task has a state of its own beside it.
@@ -75,6 +76,10 @@ MERGES = {
     "fitted+sum": Merge("slim fitted, task arithmetic", "task_arithmetic", _SUM, "fitted"),
     "fitted": Merge("slim fitted, weights searched", "nps", (), "fitted", searched=True),
     "tsv+searched": Merge("TSV-M, weights searched", "tsv", searched=True),
+    "slices+sum": Merge("slices, task arithmetic", "task_arithmetic", _SUM, "slices"),
+    "lanes": Merge("slices in lanes, put together", "disjoint", (), "lanes"),
+    "lanes+sum": Merge("slices in lanes, task arithmetic", "task_arithmetic", _SUM, "lanes"),
+    "lanes+searched": Merge("slices in lanes, weights searched", "task_arithmetic", (), "lanes", searched=True),
     "fit": Merge("fitted merge (paring fuse --fit)", "task_arithmetic", fitted=True),
     "nps+fit": Merge("NPS, fitted merge", "task_arithmetic", (), "nps", fitted=True),
     "emr": Merge("EMR (a mask and a scale for each task)", "emr", static=False),

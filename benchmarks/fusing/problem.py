@@ -69,10 +69,7 @@ def problem(suite: str, seed: int, zoo: Path, results: Path) -> Problem:
     share_body(models)
     vectors, own = {}, {split: dict[str, float]() for split in ("validation", "test")}
     for task, model in models.items():
-        fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        tuned = tuned_tensors(suite, task, "full", seed, zoo, results, model, fresh)
-        base = {name: tensor for name, tensor in fresh.items() if not name.startswith(HEAD)}
-        vectors[task] = paring.diff(base, {**fresh, **tuned}).in_memory()
+        vectors[task] = task_vector(suite, task, "full", seed, zoo, results, model)
         with vectors[task].apply(model):
             for split in own:
                 every = CHOICE[suite] if split == "validation" else 1
@@ -80,6 +77,16 @@ def problem(suite: str, seed: int, zoo: Path, results: Path) -> Problem:
     batches = {task: _calibration(suite, task) for task in names}
     losses = {task: _Loss(tuple(found)) for task, found in batches.items()}
     return Problem(suite, seed, models, vectors, own, losses, {task: Lesson(found) for task, found in batches.items()})
+
+
+def task_vector(
+    suite: str, task: str, method: str, seed: int, zoo: Path, results: Path, model: nn.Module, rate_of: str = ""
+) -> TaskVector:
+    """What a fine-tune adds to the base, which is on ``model``; its head counts as new."""
+    fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = tuned_tensors(suite, task, method, seed, zoo, results, model, fresh, rate_of)
+    base = {name: tensor for name, tensor in fresh.items() if not name.startswith(HEAD)}
+    return paring.diff(base, {**fresh, **tuned}).in_memory()
 
 
 def share_body(models: Mapping[str, nn.Module]) -> None:

@@ -19,11 +19,15 @@ def markdown(suite: str, cells: Cells) -> str:
         return f"### {suite}\n\nnothing measured yet\n"
     tasks = list(next(iter(by.values()))[0]["own"])
     out = [f"### {suite}", "", "Test accuracy, percent of the fine-tune's own; mean and spread over seeds.", ""]
-    out += ["| merge | mean of tasks | worst task | " + " | ".join(tasks) + " |", "|---|" + "---:|" * (2 + len(tasks))]
+    titles = " | ".join(("merge", "mean of tasks", "worst task", *tasks, "each alone"))
+    out += [f"| {titles} |", "|---|" + "---:|" * (3 + len(tasks))]
     for name in sorted(by, key=lambda name: -mean(_shares(by[name]))):
         found = by[name]
         worst = [min(c["test"][t] / c["own"][t] for t in c["own"]) for c in found]
         each = [_percent([c["test"][t] / c["own"][t] for c in found], short=True) for t in tasks]
+        # What a pruned fine-tune, or a slice, has before it is merged.
+        alone = [share(c["alone"], c["own"]) for c in found if "alone" in c]
+        each.append(_percent(alone, short=True) if alone else "")
         out.append(f"| {title(name)} | {_percent(_shares(found))} | {_percent(worst)} | " + " | ".join(each) + " |")
     out += ["", "| goal | measured | met |", "|---|---|---|"]
     out += [f"| {what} | {value} | {'yes' if met else 'no'} |" for what, value, met in verdicts(cells)]

@@ -90,8 +90,15 @@ METHODS = {
         Method("column-r16-eased", "column sweep, r 16, eased in over 5 steps", "slices", _column(16, MOVE, ease_in=5), 5.0),
         Method("column-r16-stride", "column sweep, r 16, half a slice a move", "slices", _column(16, MOVE, stride=8), 5.0),
         Method("column-r31-upper", "column sweep, r 31, upper half", "slices", _column(31, MOVE, upper=0.5), 5.0),
+        # For merges: the tasks of a suite train no entry in common. At the rate of the slice that all have in one place.
+        *(
+            Method(f"lane-{i}-of-{n}", f"static column, r 16, lane {i} of {n}", "slices", _column(16, None, lane=f"{i}/{n}"))
+            for n in (4, 5)
+            for i in range(1, n + 1)
+        ),
     )
 }
+LANES = tuple(name for name in METHODS if name.startswith("lane-"))
 
 
 def prepare(method: Method, model: nn.Module, num_blocks: int) -> Tuning:

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from quality.methods import METHODS
+from quality.methods import LANES, METHODS
 from quality.runs import Cell, run
 from quality.store import Store
 from quality.tasks import SUITES, Suite
@@ -34,7 +34,7 @@ TEXT_ONLY = (
     *("column-r16-carried", "column-r16-eased", "column-r16-stride", "column-r31-upper"),
 )
 SCREENED = {
-    "digits": tuple(name for name in METHODS if name not in TEXT_ONLY),
+    "digits": tuple(name for name in METHODS if name not in (*TEXT_ONLY, *LANES)),
     "docstrings": (
         *("full", "head", "lora-r8", "lora-r8-upper", "miss-r8", "static-column-r5", "static-column-r16", "column-r16"),
         *("both-r5", "static-column-r31-upper", "static-column-r32-upper", "column-r16-window"),

@@ -71,11 +71,19 @@ def fine_tune(suite: str, task: str, method: str, seed: int, zoo: Path, results:
 
 
 def tuned_tensors(
-    suite: str, task: str, method: str, seed: int, zoo: Path, results: Path, model: nn.Module, fresh: dict[str, Tensor]
+    suite: str,
+    task: str,
+    method: str,
+    seed: int,
+    zoo: Path,
+    results: Path,
+    model: nn.Module,
+    fresh: dict[str, Tensor],
+    rate_of: str = "",
 ) -> dict[str, Tensor]:
-    """Tensors that were tuned, by name."""
+    """Tensors that were tuned, by name; ``rate_of``: the method whose rate is taken, where it has none of its own."""
     tuning = runner(suite, results, 1, zoo)
-    cell = tuning.cell(task, method, tuning.rate(method), seed)
+    cell = tuning.cell(task, method, tuning.rate(rate_of or method), seed)
     path = zoo / f"{suite}-{task}-{method}-{seed}-{cell.key}.safetensors"
     for attempt in range(2):
         try:
