@@ -272,6 +272,7 @@ def test_overwriting(tmp_path: Path) -> None:
     fuse(path, tmp_path / "bank")
     with pytest.raises(FileExistsError, match="is there already"):
         fuse(path, tmp_path / "bank")
+    assert main(["report", str(tmp_path / "bank")]) == 0  # its page is in nobody's way
     fuse(write(tmp_path, config(paths[:2])), tmp_path / "bank", overwrite=True)
     assert Bank(type(llama()).from_pretrained(paths[0]), tmp_path / "bank").list() == ["tuned1"]
     (tmp_path / "bank" / "thesis.txt").write_text("mine")

@@ -47,6 +47,7 @@ from paring.fuse.record import CARD, CONFIG, RECORD, bank_files
 from paring.fuse.runner import Runner
 
 _VALUES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+PAGE = "report.html"  # what ``paring report`` puts there: made from the rest, and again at any time
 _ENDINGS = (".mask.safetensors", ".delta.safetensors", ".safetensors", ".delta", ".pt", ".bin")
 
 
@@ -127,7 +128,7 @@ def refuse_present_bank(out: Path, overwrite: bool) -> None:
     """As ``refuse_present``; but a bank may be overwritten, too."""
     if overwrite and (out / RECORD).is_file() and (out / SHARED).is_dir():
         inner = [p.name for p in out.iterdir()]
-        if all(n in (SHARED, RECORD, CONFIG, CARD) or n.endswith(SUFFIX) for n in inner):
+        if all(n in (SHARED, RECORD, CONFIG, CARD, PAGE) or n.endswith(SUFFIX) for n in inner):
             return
     refuse_present(out.resolve(), overwrite)
 
