@@ -67,6 +67,11 @@ def test_shares_and_verdicts() -> None:
     by_goal = {goal: met for goal, _, met in report.verdicts("digits", found)}
     assert by_goal["fitted at keep 0.01: at least 99 %"]
     assert by_goal["at most 0.25 bits for each parameter at keep 0.01 (int8)"]
+    assert not any(goal.startswith("NPS") for goal in by_goal)  # not measured
+    searched = report.verdicts("digits", scripted({"rescaled": 0.5, "nps:magnitude*kind": 0.91}))
+    by_goal = {goal: met for goal, _, met in searched}
+    assert by_goal["NPS at keep 0.003: at least 90 %"] and not by_goal["NPS at keep 0.01: at least 99 %"]
+    assert by_goal["NPS not below magnitude, rescaled at keep 0.1 by more than their spread"]
     worse = {goal: met for goal, _, met in report.verdicts("digits", scripted({"rescaled": 0.97, "fitted": 0.9}))}
     assert not worse["fitted at keep 0.01: at least 99 %"]
     assert not worse["fitted not below magnitude, rescaled at keep 0.01 by more than their spread"]
