@@ -67,7 +67,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(prune, "--keep", type=float, metavar="SHARE", help="of all entries, in (0, 1] (0.1)")
     option(prune, "--subspaces", choices=_SUBSPACES, metavar="KIND", help=f"of nps: {', '.join(_SUBSPACES)}")
     option(prune, "--parts", type=int, metavar="M", help="of nps: subspaces of magnitude, layer and random (8)")
-    option(prune, "--steps", type=int, metavar="N", help="of fitted (150)")
+    option(prune, "--steps", type=int, metavar="N", help="of fitted (360)")
     option(prune, "--values", choices=_VALUES, help="how what is left is stored (fp16)")
     option(prune, "--pruned", metavar="DIR", help="a new folder for what is left, a bank (OUT.pruned)")
 
