@@ -7,6 +7,7 @@
 #   make bench-fuse     time and memory of merges (about 10 minutes on 2 cores); MERGEKIT=/path/to/its/python beside mergekit's
 #   make bench-slim     how small a fine-tune gets before its task is lost (about two hours), and what a candidate costs
 #   make bench-merges   how much of several fine-tunes is left in one model (about two hours)
+#   make bench-transfer what a fine-tune gains against what the base loses (about four hours)
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse bench-slim bench-merges lint clean
+.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse bench-slim bench-merges bench-transfer lint clean
 .DEFAULT_GOAL := test
 
 # PyTorch first and by itself, so that nothing later pulls in another build: a local CPU wheel where pip is set up to find one,
@@ -62,6 +63,9 @@ bench-slim: $(READY)
 
 bench-merges: $(READY)
 	$(BIN)/python benchmarks/fuse_quality.py
+
+bench-transfer: $(READY)
+	$(BIN)/python benchmarks/transfer.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
