@@ -1,14 +1,15 @@
 """The numbers of a merge with rows: as a record, and for a terminal."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from paring.fusion.fitting import Fit, Fitted
 from paring.fusion.objective import GOALS
 from paring.recipes.fusion.methods import Attempt, value
-from paring.recipes.fusion.problem import Problem
+from paring.recipes.fusion.problem import REPORTED, SELECTED, Problem
 from paring.recipes.fusion.settings import FusionSettings
 from paring.recipes.made_with import made_with
 from paring.recipes.scoring import Scores
@@ -120,3 +121,22 @@ def _fit(fitted: Fitted, how: Fit) -> dict[str, Any]:
 
 def _number(found: float | None) -> str:
     return "NaN" if found is None else f"{found:.4f}"
+
+
+def tables(found: Mapping[str, Any], chosen: Attempt) -> list[str]:
+    """Scores and weights, for people."""
+    scored = [split for split in (SELECTED, REPORTED) if split == SELECTED or split in chosen.scores]
+    lines = [line for split in scored for line in (*table(found, split), "")] + weights_table(chosen)
+    if fit := next((a["fit"] for a in found["tried"] if a["label"] == chosen.label), None):
+        lines += [fit_line(fit)]
+    return lines
+
+
+def written(out: Path, chosen: Attempt, heads: Collection[str], bank: Path | None) -> Iterator[str]:
+    """What there is now, and how it is used."""
+    again = "makes it again without a search" if chosen.fitted is None else "makes the merge that was fitted, not its values"
+    yield f"Wrote {out}: {chosen.label}, chosen on validation rows; {out.name}/paring-fuse.yml {again}"
+    for name in heads:
+        yield f"  {name}: what the task has of its own; paring apply {out} {out / name} OUT writes its model"
+    if bank is not None:
+        yield f"Wrote {bank}: the pruned task vectors, a bank"

@@ -2,7 +2,8 @@
 
 import math
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from paring.fuse.models import Weights as Checkpoint
 from paring.fuse.models import open_models
 from paring.fuse.plan import Plan, make_plan
 from paring.fusion.groups import ALL
-from paring.recipes.fusion.methods import Attempt, Pruned, Say, body, choose, fitted, pruned, searched, unsearched
+from paring.recipes.fusion.methods import Attempt, Body, Pruned, Say, body, choose, fitted, pruned, searched, unsearched
 from paring.recipes.fusion.named import NPS, Weights, configured, settled, tasks_of, with_weights
 from paring.recipes.fusion.problem import REPORTED, SELECTED, Problem, problem
-from paring.recipes.fusion.report import fit_line, record, table, weights_table
+from paring.recipes.fusion.report import record, tables, written
 from paring.recipes.fusion.settings import FusionSettings, TaskOptions
 from paring.recipes.fusion.written import clear, finish, refuse_there, under_way
 from paring.recipes.slim.output import SUFFIX, check_new
@@ -74,37 +75,18 @@ def fuse_searched(
     about = problem(plan, references, tasks, settings)
     for note in about.notes:
         say(f"paring: {note}")
-    try:
-        left = {} if method is None else pruned(about, settings, method, say)
-        vectors = {task.name: left[task.name].stored if left else task.vector for task in about.tasks}
-        keys = _keys(plan, about, bank)
-        on = body(plan, about, vectors, keys)
-        if settings.searches:
-            attempts = searched(on, begin, settings, _identity(plan, about, vectors, settings), say)
-        else:
-            attempts = unsearched(on, begin, settled=fixed)
-        if settings.fit:
-            whole = {task.name: task.vector for task in about.tasks} if left else None
-            attempts += fitted(on, choose(attempts, about, settings), whole, settings, say)
-    except KeyboardInterrupt:
-        if settings.search is not None:
-            say(f"paring: stopped; the same command goes on with the evaluations in {settings.search}")
-        raise
+    left = {} if method is None else _pruned(about, settings, method, say)
+    vectors = {task.name: left[task.name].stored if left else task.vector for task in about.tasks}
+    on = body(plan, about, vectors, _keys(plan, about, bank))
+    identity = _identity(plan, about, vectors, settings)
+    attempts = _tried(on, about, settings, say, begin=begin, fixed=fixed, identity=identity, pruned=bool(left))
     chosen = choose(attempts, about, settings)
     if about.has_test:
         attempts = [on.scored(a, REPORTED) if a is chosen else a for a in attempts]
         chosen = next(a for a in attempts if REPORTED in a.scores)
     found = record(about, attempts, chosen, method, settings)
-    lines = [
-        "",
-        *table(found, SELECTED),
-        *(["", *table(found, REPORTED)] if about.has_test else []),
-        "",
-        *weights_table(chosen),
-    ]
-    if fit := next((a["fit"] for a in found["tried"] if a["label"] == chosen.label), None):
-        lines += [fit_line(fit)]
-    for line in lines:
+    lines = tables(found, chosen)
+    for line in ["", *lines]:
         say(line)
 
     models = {} if bank is None else {task.name: str(bank / f"{task.name}{SUFFIX}") for task in about.tasks}
@@ -120,19 +102,51 @@ def fuse_searched(
         base = plan.models[plan.main]
         assert isinstance(base, Checkpoint)
         scores = {t.name: {split: of[t.name].metric[1] for split, of in chosen.scores.items()} for t in about.tasks}
-        heads = finish(merged, out, about.tasks, base.source, found, lines[1:], scores, overwrite)
+        heads = finish(merged, out, about.tasks, base.source, found, lines, scores, overwrite)
     except BaseException:
         clear(merged)
         if bank is not None:
             shutil.rmtree(bank, ignore_errors=True)
         raise
-    again = "makes it again without a search" if chosen.fitted is None else "makes the merge that was fitted, not its values"
-    say(f"Wrote {out}: {chosen.label}, chosen on validation rows; {out.name}/paring-fuse.yml {again}")
-    for name in heads:
-        say(f"  {name}: what the task has of its own; paring apply {out} {out / name} OUT writes its model")
-    if bank is not None:
-        say(f"Wrote {bank}: the pruned task vectors, a bank")
+    for line in written(out, chosen, heads, bank):
+        say(line)
     return found
+
+
+def _pruned(about: Problem, settings: FusionSettings, method: str, say: Say) -> dict[str, Pruned]:
+    with _going_on(settings, say):
+        return pruned(about, settings, method, say)
+
+
+def _tried(
+    on: Body,
+    about: Problem,
+    settings: FusionSettings,
+    say: Say,
+    *,
+    begin: list[float] | None,
+    fixed: bool,
+    identity: dict[str, Any],
+    pruned: bool,
+) -> list[Attempt]:
+    """Merges to choose among: with weights that are searched, or with those that were given; and one of them fitted."""
+    with _going_on(settings, say):
+        attempts = searched(on, begin, settings, identity, say) if settings.searches else unsearched(on, begin, settled=fixed)
+        if settings.fit:
+            whole = {task.name: task.vector for task in about.tasks} if pruned else None
+            attempts += fitted(on, choose(attempts, about, settings), whole, settings, say)
+        return attempts
+
+
+@contextmanager
+def _going_on(settings: FusionSettings, say: Say) -> Iterator[None]:
+    """Says on Ctrl-C what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if settings.search is not None:
+            say(f"paring: stopped; the same command goes on with the evaluations in {settings.search}")
+        raise
 
 
 def _check(

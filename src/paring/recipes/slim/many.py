@@ -70,26 +70,8 @@ def slim_bank(
     (keep,) = settings.keep
     records, made = {}, {}
     for name, path in deltas.items():
-        own = settings if settings.search is None else replace(settings, search=str(Path(settings.search) / name))
-        method = own.chosen(name in files)
-        about = opened(Path(path), base, files.get(name), method, own)
-        problem = about if isinstance(about, Problem) else None
-        vector = problem.vector if problem is not None else about
-        assert isinstance(vector, TaskVector)
-        for note in problem.notes if problem is not None else ():
-            say(f"paring: {name}: {note}")
-        attempts = try_all(vector, method, own, problem, say, f"{name}: ")[keep]
-        best = choose(attempts)
-        scores = final_scores(best, problem, own)
-        made[name] = best.vector, facts_of(best, problem, scores, attempts)
-        records[name] = begin_record(Path(path), method, own, problem) | {
-            "chosen": best.label,
-            "scores": {split: s.as_dict() for split, s in scores.items()},
-            "tried": [summary(a) for a in attempts],
-            "checkpoint_bytes": checkpoint_bytes(vectors[name]),
-        }
-        for key in ("keeps", "settings", "versions", "machine"):  # the last three are the bank's
-            del records[name][key]
+        made[name], records[name] = _one(name, Path(path), base, files.get(name), settings, say)
+        records[name]["checkpoint_bytes"] = checkpoint_bytes(vectors[name])
     record: dict[str, Any] = {"keep": keep, "base_bytes": base_bytes(vectors[first].base), "tasks": records}
     record |= made_with(asdict(settings), LOCAL)
     with replacing_folder(bank, settings.overwrite, empty=True) as folder:
@@ -102,6 +84,31 @@ def slim_bank(
         say(line)
     say(f"Wrote {bank}: see `paring bank ls {bank}`; in Python, paring.Bank(model, {str(bank)!r}) swaps between them")
     return record
+
+
+def _one(
+    name: str, path: Path, base: str | None, files: Files | None, settings: SlimSettings, say: Say
+) -> tuple[tuple[TaskVector, dict[str, Any]], dict[str, Any]]:
+    """One delta made small, with the facts of its file; and its part of the record."""
+    own = settings if settings.search is None else replace(settings, search=str(Path(settings.search) / name))
+    method = own.chosen(files is not None)
+    about = opened(path, base, files, method, own)
+    problem = about if isinstance(about, Problem) else None
+    vector = problem.vector if problem is not None else about
+    assert isinstance(vector, TaskVector)
+    for note in problem.notes if problem is not None else ():
+        say(f"paring: {name}: {note}")
+    (attempts,) = try_all(vector, method, own, problem, say, f"{name}: ").values()
+    best = choose(attempts)
+    scores = final_scores(best, problem, own)
+    record = begin_record(path, method, own, problem) | {
+        "chosen": best.label,
+        "scores": {split: s.as_dict() for split, s in scores.items()},
+        "tried": [summary(a) for a in attempts],
+    }
+    for key in ("keeps", "settings", "versions", "machine"):  # the last three are the bank's
+        del record[key]
+    return (best.vector, facts_of(best, problem, scores, attempts)), record
 
 
 def lines(record: Mapping[str, Any]) -> list[str]:
