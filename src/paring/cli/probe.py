@@ -8,6 +8,7 @@ _AXES = ("row", "column")
 _EXAMPLES = """\
   paring probe spectra ./my-model --out spectra
   paring probe gradient ./my-model --data reviews.csv --task text-classification --out gradient
+  paring probe position ./my-model --data reviews.csv --task text-classification --positions 20 --out position
 """
 
 
@@ -45,6 +46,59 @@ def add_parser(subparsers: Any) -> None:
     gradient.add_argument("--rank", type=int, metavar="N", help="rows or columns in a slice (5)")
     gradient.add_argument("--axes", nargs="+", choices=_AXES, help="slices of rows, of columns (both)")
     add_calibration(gradient)
+
+    rank = _training_kind(kinds, "rank", "accuracy against slice rank, static and moving: where does it turn?")
+    rank.add_argument("--ranks", nargs="+", type=int, metavar="N", help="1, 2, 4 … and the narrowest layer's extent")
+    rank.add_argument("--schedules", nargs="+", choices=("static", "moving"), help="slices that stay, that move (both)")
+    rank.add_argument("--axis", choices=_AXES, help="slices of rows or of columns (column)")
+    rank.add_argument("--move-steps", type=int, metavar="N", help="steps between moves (an eighth of all)")
+
+    position = _training_kind(kinds, "position", "accuracy against slice position: does it stay within a band?")
+    position.add_argument("--positions", type=int, metavar="N", help="places, evenly spread over every layer (12)")
+    _add_slices(position)
+
+    importance = _training_kind(kinds, "importance", "slices of the most, the least, mixed and any importance (Wanda)")
+    importance.add_argument("--categories", nargs="+", choices=("most", "least", "mixed", "random"), help="(all)")
+    importance.add_argument("--rows", type=int, metavar="N", help="calibration rows, drawn from the train split (256)")
+    _add_slices(importance)
+
+    tickets = _training_kind(kinds, "tickets", "slices that hold most, and least, of a lottery ticket's mask")
+    tickets.add_argument("--sources", nargs="+", choices=("finetuned", "rewound"), help="how tickets are pruned (both)")
+    tickets.add_argument("--rounds", type=int, metavar="N", help="of training all weights and pruning (3)")
+    tickets.add_argument("--keep", type=float, metavar="SHARE", help="of the weights after all rounds (0.2)")
+    tickets.add_argument(
+        "--whole-rate", type=float, metavar="RATE", help="of training all weights (a twentieth of the slices')"
+    )
+    _add_slices(tickets)
+
+    schedule = _training_kind(kinds, "schedule", "static against moving slices: interval, axis, stride, order, window")
+    schedule.add_argument("--vary", nargs="*", choices=("interval", "axis", "stride", "order", "window"), help="(all)")
+    schedule.add_argument("--rank", type=int, metavar="N", help="rows or columns in a slice (5)")
+    schedule.add_argument("--move-steps", type=int, metavar="N", help="steps between moves (an eighth of all)")
+    schedule.add_argument("--intervals", nargs="+", type=int, metavar="N", help="others (a twentieth, a quarter, half of all)")
+
+
+def _training_kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:
+    """The parser of a kind that trains."""
+    parser = _kind(kinds, name, what)
+    add_rows(parser)
+    parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps of a training (200)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a step (32)")
+    more = ", its 0.3 and 3 times" if name in ("rank", "schedule") else ""
+    parser.add_argument(
+        "--rates", nargs="+", type=float, metavar="RATE", help=f"highest, the best on validation counts (recommended{more})"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, in a training (1)")
+    return parser
+
+
+def _add_slices(parser: argparse.ArgumentParser) -> None:
+    """What a kind takes whose slices are of one rank, and that asks whether accuracies are alike."""
+    parser.add_argument("--rank", type=int, metavar="N", help="rows or columns in a slice (5)")
+    parser.add_argument("--axes", nargs="+", choices=_AXES, help="slices of rows, of columns (both)")
+    parser.add_argument(
+        "--band", type=float, metavar="SHARE", help="difference in accuracy that counts as none (0.01: a point)"
+    )
 
 
 def _kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:

@@ -10,6 +10,11 @@ KINDS: dict[str, str] = {
     "complexity": "paring.probe.kinds.complexity",  # Table 1 of the project page, counted
     "energy": "paring.probe.kinds.energy",  # high task energy
     "gradient": "paring.probe.kinds.gradient",  # local winners: SliceFine, definition of a winner
+    "rank": "paring.probe.kinds.rank",  # Figure 2 (a); this one and those below train
+    "position": "paring.probe.kinds.position",  # Figure 2 (b)
+    "importance": "paring.probe.kinds.importance",  # Figure 2 (c)
+    "tickets": "paring.probe.kinds.tickets",  # Figure 2 (d)
+    "schedule": "paring.probe.kinds.schedule",  # moving slices
 }
 
 

@@ -1,0 +1,290 @@
+"""The room of the kinds that train: one training, the same for all of them, and what it scores.
+
+A training is a fresh model, slices as a ``SliceConfig`` has them and the task's head beside them, AdamW without weight decay,
+and a rate that rises over a tenth of the steps and then falls linearly to zero. Its seed draws a new head, the order of the
+rows and dropout. Train rows are trained on; validation and test rows are scored once, when it is over.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from paring.probe.bench import Batch, Bench
+from paring.probe.kind import Row
+from paring.recipes.scoring import Scores, Scoring
+from paring.recipes.scoring import scoring as as_batches
+from paring.tune import schedules
+from paring.tune.config import SliceConfig
+from paring.tune.session import sliced
+
+_WARMUP = 0.1  # of the steps
+_KEPT_BYTES = 1 << 30  # of images: decoded once and kept, where all of a split take no more
+_SCORED = 128  # rows in a forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What all kinds that train take.
+
+    Attributes:
+        steps: optimizer steps of a training.
+        batch_size: rows in a step.
+        rates: highest learning rates, each tried; for what is compared the one counts that did best on validation rows.
+            None: the recommended one times the kind's ``factors``.
+        seeds: of a new head, the order of the rows and dropout; at least two for an interval.
+        threads: of PyTorch, while a cell is measured.
+
+    Raises:
+        ValueError: naming the setting, what it is, what was expected.
+    """
+
+    factors: ClassVar[tuple[float, ...]] = (1.0,)
+    steps: int = 200
+    batch_size: int = 32
+    rates: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        as_tuples(self, "rates", "seeds")
+        for name in ("steps", "batch_size", "threads"):
+            at_least(self, name, 1)
+        distinct(self, "seeds", int)
+        if self.rates is not None:
+            distinct(self, "rates", float)
+            if min(self.rates) <= 0 or not math.isfinite(max(self.rates)):
+                refuse("rates", self.rates, "learning rates above 0")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        validation, test: of the model at its end; test None where there is no such split.
+        train_loss: mean over the last tenth of the steps.
+        num_trainable: entries trained at a time, the head among them.
+        diverged: the loss was not finite; training ended there, and no row counts as answered.
+    """
+
+    validation: Scores
+    test: Scores | None
+    train_loss: float
+    num_trainable: int
+    diverged: bool
+
+    def as_row(self) -> Row:
+        """The columns ``COLUMNS``."""
+        return {
+            "validation": self.validation.accuracy,
+            "test": None if self.test is None else self.test.accuracy,
+            "validation_loss": self.validation.loss,
+            "test_loss": None if self.test is None else self.test.loss,
+            "train_loss": self.train_loss,
+            "num_trainable": self.num_trainable,
+            "diverged": self.diverged,
+        }
+
+
+COLUMNS = {
+    "seed": "of a new head, the order of the rows and dropout",
+    "rate": "highest learning rate",
+    "validation": "accuracy on validation rows, 0 to 1",
+    "test": "accuracy on test rows, 0 to 1; empty: there are none",
+    "validation_loss": "mean cross-entropy on validation rows, nats",
+    "test_loss": "mean cross-entropy on test rows, nats",
+    "train_loss": "mean cross-entropy over the last tenth of the steps, nats",
+    "num_trainable": "entries trained at a time, the head among them",
+    "diverged": "the loss was not finite: training ended, and no row counts as answered",
+}
+
+
+class Room:
+    """A model and rows, made ready for many trainings.
+
+    Attributes:
+        matrices: of the target layers, by name.
+        rates: as given, or recommended.
+        given: what every training depends on beside its cell.
+        facts: of model and data, for the record. notes: for the user.
+
+    Raises:
+        ValueError: the rows have no classes, or as ``Bench``.
+    """
+
+    def __init__(self, bench: Bench, settings: TrainingSettings) -> None:
+        if bench.subject.task == "causal-lm":
+            refuse("task", "causal-lm", "text-classification or image-classification: accuracies are of rows with classes")
+        self.bench, self._settings = bench, settings
+        loaded = bench.model(settings.seeds[0])
+        selection = bench.select(loaded.model)
+        self.matrices = {layer.name: layer.matrix for layer in selection.layers}
+        self._inputs = bench.inputs(loaded)
+        recommended = SliceConfig.recommended(loaded.model, settings.steps).learning_rate
+        self.rates = settings.rates or tuple(float(f"{recommended * factor:.3g}") for factor in settings.factors)
+        self._train = Rows(self._inputs.train, self._inputs.collate)
+        self._scored: dict[str, Scoring] = {}
+        self.given = {k: getattr(settings, k) for k in ("steps", "batch_size", "threads")}
+        self.facts = {
+            "num_layers": len(self.matrices),
+            "num_classes": len(bench.data.labels),
+            "num_train_rows": len(self._inputs.train),
+            "num_validation_rows": len(self._inputs.validation),
+            "num_test_rows": 0 if self._inputs.test is None else len(self._inputs.test),
+        }
+        self.notes = selection.notes
+
+    def config(self, **settings: Any) -> SliceConfig:
+        """Slices in the target layers; ``rank`` and whatever else.
+
+        Raises:
+            ValueError: a layer cannot hold them.
+        """
+        subject = self.bench.subject
+        config = SliceConfig(**{"targets": subject.targets, "exclude": subject.exclude, "move_steps": None} | settings)
+        schedules.check(config, self.matrices)
+        return config
+
+    def narrowest(self, axis: str) -> tuple[int, str]:
+        """The fewest rows (columns) of a target layer, and its name."""
+        return min((matrix.extent(axis), name) for name, matrix in self.matrices.items())  # type: ignore[arg-type]
+
+    def train(self, config: SliceConfig, rate: float, seed: int) -> Trained:
+        """Trains slices of a fresh model, and the head."""
+        with threads(self._settings.threads), torch.random.fork_rng():
+            model = self.bench.model(seed).model
+            with sliced(model, config, verbose=False) as session:
+                fitted = self.fit(model, session.parameters(), rate, seed, session.step)
+                return self.scored(model, fitted, session.num_trainable)
+
+    def fit(
+        self, model: nn.Module, parameters: list[nn.Parameter], rate: float, seed: int, after_step: Callable[[], None]
+    ) -> tuple[float, bool]:
+        """Trains ``parameters`` of a model: (loss over the last tenth of the steps, whether it diverged)."""
+        torch.manual_seed(seed)
+        model.train()
+        steps = self._settings.steps
+        warmup = max(1, round(_WARMUP * steps))
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
+        batches = self._train.endless(self._settings.batch_size, seed)
+        losses: list[float] = []
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min((step + 1) / warmup, (steps - step) / steps)
+            loss = model(**next(batches)).loss
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                break
+            loss.backward()
+            optimizer.step()
+            after_step()
+            optimizer.zero_grad()
+        last = losses[-max(1, steps // 10) :]
+        model.eval()
+        return math.fsum(last) / len(last), not math.isfinite(losses[-1])
+
+    def scored(self, model: nn.Module, fitted: tuple[float, bool], num_trainable: int) -> Trained:
+        """A model as ``fit`` left it."""
+        loss, diverged = fitted
+        validation, test = self._score(model, "validation", diverged), self._score(model, "test", diverged)
+        assert validation is not None
+        return Trained(validation, test, loss, num_trainable, diverged)
+
+    def _score(self, model: nn.Module, split: str, diverged: bool) -> Scores | None:
+        rows = getattr(self._inputs, split)
+        if rows is None:
+            return None
+        if diverged:
+            return Scores(math.nan, 0.0)
+        if split not in self._scored:
+            found = as_batches(self.bench.subject.tuning().task, rows, self._inputs.collate, _SCORED)
+            small = _bytes_of(self._inputs.collate([rows[0]])) * len(rows) <= _KEPT_BYTES
+            self._scored[split] = found.to("cpu") if small else found
+        return self._scored[split].scores(model)
+
+
+class Rows:
+    """Train rows as batches on the device that is there; images are decoded once, where all of them take little memory."""
+
+    def __init__(self, rows: Any, collate: Callable[[list[dict[str, Any]]], Batch]) -> None:
+        self._rows, self._collate = rows, collate
+        self._whole: Batch | None = None
+        first = collate([rows[0]])
+        if "input_ids" not in first and _bytes_of(first) * len(rows) <= _KEPT_BYTES:
+            parts = [collate([rows[i] for i in range(start, min(start + _SCORED, len(rows)))]) for start in self._starts()]
+            self._whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _starts(self) -> range:
+        return range(0, len(self._rows), _SCORED)
+
+    def endless(self, size: int, seed: int) -> Iterator[Batch]:
+        """Every row once a pass, in an order drawn by the seed; the last few of a pass are left out."""
+        generator = torch.Generator().manual_seed(seed)
+        count = len(self._rows)
+        size = min(size, count)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        while True:
+            order = torch.randperm(count, generator=generator)
+            for rows in order[: count - count % size].split(size):
+                yield {name: tensor.to(device) for name, tensor in self._batch(rows).items()}
+
+    def _batch(self, rows: Tensor) -> Batch:
+        if self._whole is not None:
+            return {name: tensor[rows] for name, tensor in self._whole.items()}
+        return self._collate([self._rows[row] for row in rows.tolist()])
+
+
+def _bytes_of(batch: Batch) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in batch.values())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads while it lasts: a second one brings a small model little, and the same number gives the same weights."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# What settings of these kinds check.
+
+
+def refuse(name: str, got: object, expected: str) -> None:
+    raise ValueError(f"{name} is {got!r}; expected {expected}")
+
+
+def as_tuples(settings: Any, *names: str) -> None:
+    for name in names:
+        if isinstance(getattr(settings, name), list):
+            object.__setattr__(settings, name, tuple(getattr(settings, name)))
+
+
+def at_least(settings: Any, name: str, least: int) -> None:
+    value = getattr(settings, name)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        refuse(name, value, f"a whole number, at least {least}")
+
+
+def distinct(settings: Any, name: str, kind: type, least: int = 1) -> None:
+    """A tuple of different numbers."""
+    values = getattr(settings, name)
+    allowed = (int, float) if kind is float else (int,)
+    fits = isinstance(values, tuple) and all(isinstance(v, allowed) and not isinstance(v, bool) for v in values)
+    if not fits or len(values) < least or len(set(values)) < len(values):
+        what = "whole number" if kind is int else "number"
+        refuse(name, values, f"at least {least} {what}{'s' if least > 1 else ''}, every one once")
+
+
+def some_of(settings: Any, name: str, choices: Sequence[str], least: int = 1) -> None:
+    """A tuple of different names."""
+    values = getattr(settings, name)
+    if not isinstance(values, tuple) or len(values) < least or set(values) - set(choices) or len(set(values)) < len(values):
+        refuse(name, values, f"at least {least} of {', '.join(choices)}, every one once")

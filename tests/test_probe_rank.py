@@ -1,0 +1,75 @@
+"""Accuracy against rank: what is trained at each, and what the curves say."""
+
+from pathlib import Path
+
+import pytest
+
+from paring.probe.kind import Row, Tables
+from paring.probe.kinds.rank import Settings, summaries, verdict
+from probe_task import task
+
+
+def test_of_a_model(tmp_path: Path) -> None:
+    given = {"steps": 6, "batch_size": 8, "rates": (0.01, 0.02), "seeds": (0, 1)}
+    result = task().probe("rank", tmp_path, **given, ranks=(1, 24), move_steps=2, figure=True)
+    runs = result.tables["runs"]
+    assert len(runs) == 2 * 2 * 2 * 2 and {row["rank"] for row in runs} == {1, 24}
+    by = {(r["schedule"], r["rank"], r["rate"], r["seed"]): r for r in runs}
+    # Columns have as many entries as a layer has rows: per block 5 x 24 + 40, the pooler's 24; the head has 75.
+    columns = 2 * (5 * 24 + 40) + 24
+    assert [by["static", rank, 0.01, 0]["num_trainable"] for rank in (1, 24)] == [columns + 75, 24 * columns + 75]
+    assert by["static", 1, 0.01, 0]["train_loss"] != by["moving", 1, 0.01, 0]["train_loss"]
+    assert len(result.tables["curve"]) == 4 and {row["num_seeds"] for row in result.tables["curve"]} == {2}
+    assert result.record["facts"]["narrowest"] == 24
+    assert (tmp_path / "figure.svg").stat().st_size > 5000
+    said: list[str] = []
+    from paring.probe.runner import run
+
+    subject = {"data": str(task().data), "task": "text-classification", "max_length": 7}
+    again = run(
+        "rank", str(task().model), out=tmp_path, say=said.append, **subject, **given, ranks=(1, 24), move_steps=2, figure=False
+    )
+    assert "16 of 16 cells are there already and are kept" in said and again.tables["runs"] == runs
+
+
+def test_ranks_are_powers_up_to_the_narrowest_layer(tmp_path: Path) -> None:
+    result = task().probe("rank", tmp_path, steps=1, rates=(0.01,), seeds=(0,), schedules=("static",), axis="row")
+    assert [row["rank"] for row in result.tables["curve"]] == [1, 2, 4, 8, 16, 24]
+    assert any("ranks end with the 24 rows of layer" in note for note in result.record["notes"])
+
+
+def made(curves: dict[str, dict[int, float]], spread: float = 0.004) -> Tables:
+    """Test accuracies around the curve, validation two points above; the same three offsets, turned, at every rank."""
+    rows: list[Row] = []
+    for schedule, curve in curves.items():
+        for number, (rank, mean) in enumerate(curve.items()):
+            for seed in range(3):
+                away = spread * (-1, 0, 1)[(seed + number) % 3]
+                row: Row = {
+                    "schedule": schedule,
+                    "rank": rank,
+                    "rate": 0.1,
+                    "seed": seed,
+                    "num_trainable": 7,
+                    "diverged": False,
+                }
+                rows.append(row | {"validation": mean + 0.02, "test": mean + away})
+    return {"runs": rows}
+
+
+def test_verdicts() -> None:
+    settings = Settings(schedules=("static",))
+    humped = verdict(made({"static": {1: 0.7, 4: 0.9, 16: 0.91, 64: 0.8}}), settings)
+    assert humped.holds is True and humped.numbers["static_best_rank"] == 16 and humped.numbers["static_saturated_at"] == 4
+    assert humped.numbers["static_rise"] == pytest.approx(0.21) and humped.numbers["static_fall"] == pytest.approx(0.11)
+    assert "best at rank 16 of 1 to 64, with 91.0 %: over rank 1 +21.0 points (95 % interval" in humped.said
+    rising = verdict(made({"static": {1: 0.7, 4: 0.9, 16: 0.91}}), settings)
+    assert rising.holds is False and "over rank 16" not in rising.said
+    flat = verdict(made({"static": {1: 0.7, 4: 0.9, 16: 0.899}}), settings)
+    assert flat.holds is None
+    both = Settings()
+    hump, rise = {1: 0.7, 4: 0.9, 16: 0.8}, {1: 0.7, 4: 0.8, 16: 0.9}
+    assert verdict(made({"static": hump, "moving": hump}), both).holds is True
+    assert verdict(made({"static": hump, "moving": rise}), both).holds is False
+    curve = summaries(made({"static": hump}))["curve"]
+    assert [row["test"] for row in curve] == pytest.approx([0.7, 0.9, 0.8])
