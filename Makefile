@@ -8,6 +8,7 @@
 #   make bench-slim     how small a fine-tune gets before its task is lost (about two hours), and what a candidate costs
 #   make bench-merges   how much of several fine-tunes is left in one model (about two hours)
 #   make bench-transfer what a fine-tune gains against what the base loses (about four hours)
+#   make evidence       the paper's claims on a ViT and on MiniLM, and docs/evidence.md of them (about three hours on 2 cores)
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse bench-slim bench-merges bench-transfer lint clean
+.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse bench-slim bench-merges bench-transfer evidence lint clean
 .DEFAULT_GOAL := test
 
 # PyTorch first and by itself, so that nothing later pulls in another build: a local CPU wheel where pip is set up to find one,
@@ -66,6 +67,9 @@ bench-merges: $(READY)
 
 bench-transfer: $(READY)
 	$(BIN)/python benchmarks/transfer.py
+
+evidence: $(READY)
+	$(BIN)/python benchmarks/evidence.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
