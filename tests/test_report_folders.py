@@ -313,10 +313,27 @@ def test_demo(tmp_path: Path) -> None:
     unwoven = next(t for t in seen.tags["svg"] if t.get("aria-label", "").startswith("unwoven, the task"))  # type: ignore[union-attr]
     assert unwoven["aria-label"] == "unwoven, the task: labels 9, 7, 5, 3, 1"
 
+    fused = seen.table("full-fine-tunes-in")
+    assert fused[0][1:3] == ["checkered", "unwoven"]
+    for row, key in zip(fused[1:], ("fitted", "average", "ties"), strict=False):
+        assert row[1:3] == [f"{r[key]:.4f}" for r in record["fused"]["results"]]
+    kept = seen.table("what-they-take")
+    assert [row[:2] for row in kept[1:]] == [[k["name"], f"{k['bytes']:,}"] for k in record["kept"]]
+    path = csvs(seen)["figure-3-numbers.csv"]
+    assert len(path) - 1 == 3 * sum(len(m["path"]) + 1 for m in record["transfer"]["methods"])
+    assert "From the base to checkered" in seen.text
+
     older = copied(demo_run(), tmp_path / "run")
     (older / "deltas" / "unwoven-slim.delta.safetensors").unlink()
+    (older / "fused" / "model.safetensors").unlink()
+    assert "The fused model is not in fused/." in page(older, tmp_path).text
+    edit(older / "demo.json", lambda r: r.update(fused=None))  # of one task
+    alone = page(older, tmp_path).text
+    assert "All in one model" not in alone and "What is kept" in alone and "The fused model" not in alone
     edit(older / "demo.json", lambda r: [t.pop("samples") for t in r["tasks"]])
+    edit(older / "demo.json", lambda r: [r.pop(key) for key in ("fused", "kept", "transfer")])
     seen = page(older, tmp_path)
+    assert "it fused nothing, and followed no path" in seen.text and "All in one model" not in seen.text
     assert "The samples of the tasks are not in demo.json" in seen.text
     assert "Of 10 delta files 1 are not in deltas/: unwoven-slim." in seen.text
 
@@ -325,6 +342,7 @@ def test_demo(tmp_path: Path) -> None:
     ("run", "file", "change", "message"),
     [
         ("demo", "demo.json", lambda r: r["results"].pop(), "'results' has not one result of full for each of its 2 tasks"),
+        ("demo", "demo.json", lambda r: r["fused"]["results"].reverse(), "'results' are not of the tasks, one each in their"),
         (
             "demo",
             "demo.json",

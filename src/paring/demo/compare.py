@@ -1,25 +1,29 @@
-"""The flow of the demo: one pretrained model, five tasks, four ways to tune it, each starting from the same weights."""
+"""The flow of the demo: one pretrained model; five tasks, each tuned four ways and slim; all fused; the way to the first."""
 
 import json
 import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from torch import nn
 
 import paring
-from paring.bank import Bank
+from paring.demo.banking import banked
+from paring.demo.conclusions import conclusions
+from paring.demo.fusing import FOLDER, fused
 from paring.demo.methods import METHODS, Method
 from paring.demo.picture import picture
-from paring.demo.runs import TaskResults, score, tune_all
+from paring.demo.runs import Job, each
 from paring.demo.samples import as_text, samples
 from paring.demo.slimming import KEEP, VALUES
-from paring.demo.table import conclusions, table
+from paring.demo.table import kept, table
+from paring.demo.transferring import transferred
+from paring.demo.tuning import TaskResults, on_task
 from paring.files import write_bytes
 from paring.report import PAGE, write_report
 from paring.tasks.digits import Shift, accuracy, load_splits, named_shifts, one_thread, pretrained
@@ -38,16 +42,17 @@ def run(
     pretraining_steps: int = PRETRAINING_STEPS,
     workers: int = 1,
 ) -> dict[str, Any]:
-    """Runs the demo: prints a table and what it shows, writes ``demo.json``, ``demo.png``, a folder of deltas and a page.
+    """Runs the demo: prints tables and what they show, writes ``demo.json``, ``demo.png``, a folder of deltas, one of the tasks
+    fused into one model, and a page.
 
     Args:
         out: folder for these; made when missing, and asked for before anything is trained.
         seed: of the pretrained model and of every run.
-        steps: optimizer steps of every run.
-        tasks: names of shifts; None: all five.
+        steps: optimizer steps of every run, of every refit and of the fit of the fused model.
+        tasks: names of shifts; None: all five. Of one alone nothing is fused.
         pretraining_steps: optimizer steps of the pretraining, when the model is not in the cache.
-        workers: tasks tuned at a time, each on one thread of a process of its own; the results are the same. With more
-            than one, a script must call this under ``if __name__ == "__main__":``.
+        workers: parts at a time (a task, the fused model), each on one thread of a process of its own; the results are the
+            same. With more than one, a script must call this under ``if __name__ == "__main__":``.
 
     Returns:
         What ``demo.json`` holds.
@@ -56,15 +61,35 @@ def run(
         ValueError: an unknown task, no steps, no workers. ImportError: an optional package is missing.
     """
     start = time.perf_counter()
-    if steps < 1:
-        raise ValueError(f"demo: steps is {steps}; expected at least 1")
-    if workers < 1:
-        raise ValueError(f"demo: workers is {workers}; expected at least 1")
+    for name, value in (("steps", steps), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"demo: {name} is {value}; expected at least 1")
     shifts = named_shifts(tasks)
     require("matplotlib", "the demo's picture")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
 
+    model, base = _base(seed, pretraining_steps)
+    done, intact = _tuned(model, shifts, out / DELTAS, steps, seed, workers)
+    ended, also_intact = _ended(model, shifts, out, steps, seed, workers)
+    record: dict[str, Any] = {
+        "settings": {"seed": seed, "steps": steps, "pretraining_steps": pretraining_steps},
+        "splits": {name: len(examples) for name, examples in load_splits().items()},
+        "base": base | {"bitwise_intact": intact and also_intact},
+        **_results(shifts, done),
+        "bank": banked(model, shifts, done, out / DELTAS),
+        **ended,
+        "versions": _versions(),
+        "machine": {"platform": platform.platform(), "workers": workers},
+        "seconds": time.perf_counter() - start,
+    }
+    _finish(record, shifts, out)
+    print(f"All in {time.perf_counter() - start:.0f} s.")
+    return record
+
+
+def _base(seed: int, pretraining_steps: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The pretrained model, and what there is to say of it."""
     print("A small vision transformer, pretrained on upright digits (trained now unless it is in the cache) ...", flush=True)
     model = pretrained(seed, steps=pretraining_steps)
     test = load_splits()["test"]
@@ -72,16 +97,41 @@ def run(
         upright = accuracy(model, test.images, test.labels)
     size = sum(parameter.numel() for parameter in model.parameters())
     print(f"{size:,} weights, test accuracy {upright:.3f} on upright digits. Now tasks it has never seen:")
+    return model, {"num_weights": size, "upright_test_accuracy": upright}
 
-    done: list[TaskResults] = []
-    for shift, results in zip(shifts, tune_all(model, shifts, steps, seed, workers, out / DELTAS), strict=True):
+
+def _tuned(
+    model: nn.Module, shifts: Sequence[Shift], deltas: Path, steps: int, seed: int, workers: int
+) -> tuple[list[TaskResults], bool]:
+    """The results of each task, and whether the model was bitwise the same after all of them."""
+    jobs = [partial(on_task, shift=shift, deltas=deltas, steps=steps, seed=seed) for shift in shifts]
+    done, intact = [], True
+    for shift, (results, same) in zip(shifts, each(jobs, model, workers), strict=True):
         done.append(results)
+        intact &= same
         print(f"  {shift.name}: {shift.summary}", flush=True)
+    return done, intact
 
-    record: dict[str, Any] = {
-        "settings": {"seed": seed, "steps": steps, "pretraining_steps": pretraining_steps},
-        "splits": {name: len(examples) for name, examples in load_splits().items()},
-        "base": {"num_weights": size, "upright_test_accuracy": upright, "bitwise_intact": all(d.intact for d in done)},
+
+def _ended(
+    model: nn.Module, shifts: Sequence[Shift], out: Path, steps: int, seed: int, workers: int
+) -> tuple[dict[str, Any], bool]:
+    """The tasks in one model, where there are several, and the path to the first; and whether the model was the same after."""
+    jobs: dict[str, Job] = {}
+    common: dict[str, Any] = {"deltas": out / DELTAS, "steps": steps, "seed": seed}
+    if len(shifts) > 1:
+        print(f"Now all {len(shifts)} in one model, and the way from the base to {shifts[0].name} ...", flush=True)
+        jobs["fused"] = partial(fused, shifts=shifts, out=out, **common)
+    else:
+        print(f"There is one task, so nothing to fuse. Now the way from the base to {shifts[0].name} ...", flush=True)
+    jobs["transfer"] = partial(transferred, shift=shifts[0], **common)
+    found = dict(zip(jobs, each(list(jobs.values()), model, workers), strict=True))
+    one = asdict(found["fused"][0]) if "fused" in found else None
+    return {"fused": one, "transfer": found["transfer"][0]}, all(same for _, same in found.values())
+
+
+def _results(shifts: Sequence[Shift], done: Sequence[TaskResults]) -> dict[str, Any]:
+    return {
         "tasks": [
             {"name": s.name, "summary": s.summary, "untuned_test_accuracy": d.untuned_accuracy, "samples": _samples(s)}
             for s, d in zip(shifts, done, strict=True)
@@ -89,45 +139,20 @@ def run(
         "methods": [_described(method) for method in METHODS.values()],
         "results": [asdict(result) for d in done for result in d.results],
         "slim": {"keep": KEEP, "values": VALUES, "results": [asdict(d.slim) for d in done]},
-        "bank": _banked(model, shifts, done, out / DELTAS),
-        "versions": _versions(),
-        "machine": {"platform": platform.platform(), "workers": workers},
-        "seconds": time.perf_counter() - start,
     }
+
+
+def _finish(record: dict[str, Any], shifts: Sequence[Shift], out: Path) -> None:
+    """Prints what there is to say, and writes numbers, picture and page."""
+    record["kept"] = kept(record)
     record["conclusions"] = conclusions(record)
     print("\n" + table(record) + "\n")
     print("\n".join(record["conclusions"]))
     write_bytes(out / "demo.json", (json.dumps(record, indent=2) + "\n").encode())
     write_bytes(out / "demo.png", picture(record, shifts))
-    print(f"Wrote {out / 'demo.json'}, {out / 'demo.png'} and {out / DELTAS}/; {time.perf_counter() - start:.0f} s.")
+    written = [out / "demo.json", out / "demo.png", f"{out / DELTAS}/", *([f"{out / FOLDER}/"] if record["fused"] else [])]
+    print(f"Wrote {', '.join(map(str, written[:-1]))} and {written[-1]}.")
     print(f"Wrote {write_report(out, out / PAGE)}: the numbers as a page, to open in a browser.")
-    return record
-
-
-def _banked(model: nn.Module, shifts: Sequence[Shift], done: Sequence[TaskResults], folder: Path) -> dict[str, Any]:
-    """Every result once more, from its file: one model in memory, swapped from delta to delta."""
-    of = [(one.delta, one.test_accuracy, s) for d, s in zip(done, shifts, strict=True) for one in d.results]
-    of += [(d.slim.delta, d.slim.test_accuracy, s) for d, s in zip(done, shifts, strict=True)]
-    results = {name: (reached, shift) for name, reached, shift in of}
-    same, swaps = 0, []
-    with Bank(model) as bank, one_thread():
-        for name in results:
-            bank.add(name, folder / f"{name}.delta.safetensors")
-        for name, (reached, shift) in results.items():
-            bank.activate(name)
-            same += score(model, shift) == reached
-        for name in results:  # now that all are in memory
-            start = time.perf_counter()
-            bank.activate(name)
-            swaps.append(time.perf_counter() - start)
-    checkpoint = sum(tensor.numel() * tensor.itemsize for tensor in model.state_dict().values())
-    return {
-        "num_deltas": len(results),
-        "same_accuracy": same,
-        "bytes": checkpoint + sum((folder / f"{name}.delta.safetensors").stat().st_size for name in results),
-        "checkpoint_bytes": checkpoint * len(results),
-        "median_swap_seconds": median(swaps),
-    }
 
 
 def _samples(shift: Shift) -> dict[str, list[str]]:

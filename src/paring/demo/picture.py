@@ -1,4 +1,4 @@
-"""The demo's picture: for each task, what it shows the model, and how fast each way of tuning learns it."""
+"""The demo's picture: for each task, what it shows the model and how each way of tuning learns it; and what comes of it."""
 
 import io
 import textwrap
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paring.demo.outcome import bars, path
 from paring.demo.samples import samples
 from paring.tasks.digits import Shift
 from paring.tasks.extras import require
@@ -22,16 +23,31 @@ _STYLES = {
 
 
 def picture(record: Mapping[str, Any], shifts: Sequence[Shift]) -> bytes:
-    """A PNG with one column a task: upright digits over what the task makes of them, and validation curves below.
+    """A PNG with one column a task: upright digits over what the task makes of them, and validation curves below. Under them
+    what is left of the fine-tunes, slim and fused, and the way from the base to the first.
 
     Raises:
         ImportError: matplotlib is missing.
     """
     figure_module = require("matplotlib.figure", "the demo's picture")
-    count = len(shifts)
     # A figure of its own, not pyplot's: no global state, no window, no backend chosen for the caller.
-    figure = figure_module.Figure(figsize=(max(3.0 * count, 7.0), 5.1), dpi=130, layout="constrained")
-    axes = figure.subplots(2, count, squeeze=False, height_ratios=(1, 2.1))
+    figure = figure_module.Figure(figsize=(max(3.0 * len(shifts), 8.0), 8.6), dpi=130, layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.98))  # the tasks' names stand above what the layout knows of
+    upper, lower = figure.subfigures(2, 1, height_ratios=(5.1, 3.5))
+    _learning(upper, record, shifts)
+    left, right = lower.subplots(1, 2, width_ratios=(3, 2) if len(shifts) > 2 else (2, 3))
+    bars(left, record)
+    path(right, record)
+    for axis in (left, right):
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _learning(figure: Any, record: Mapping[str, Any], shifts: Sequence[Shift]) -> None:
+    """The columns of the tasks."""
+    axes = figure.subplots(2, len(shifts), squeeze=False, height_ratios=(1, 2.1))
     labels = {method["name"]: method["label"] for method in record["methods"]}
     floor = _floor(record)
     for column, shift in enumerate(shifts):
@@ -49,9 +65,6 @@ def picture(record: Mapping[str, Any], shifts: Sequence[Shift]) -> bytes:
             bottom.tick_params(labelleft=False)
     axes[1, 0].set_ylabel("validation accuracy")
     figure.legend(loc="outside lower center", ncols=len(labels), frameon=False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def _samples(axis: Any, shift: Shift, sides: tuple[str, str]) -> None:

@@ -1,13 +1,22 @@
-"""The demo's numbers as text. Everything said here is computed from the record; nothing is known beforehand."""
+"""The demo's numbers as tables. Everything said here is computed from the record; nothing is known beforehand."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
 Record = Mapping[str, Any]
+_ACCURACY = "test_accuracy"
+# The ways to merge, by their keys in the record.
+MERGES = {"fitted": "fitted merge", "average": "weight average", "ties": "TIES"}
 
 
 def table(record: Record) -> str:
+    """All tables, one under the other."""
+    parts = [methods_table(record), *([fused_table(record)] if record["fused"] else []), kept_table(record)]
+    return "\n\n".join([*parts, transfer_table(record)])
+
+
+def methods_table(record: Record) -> str:
     """One row a method: its test accuracy by task, then what it costs (means over the tasks)."""
     tasks = [task["name"] for task in record["tasks"]]
     header = ["test accuracy", *tasks, "mean", "entries trained", "bytes to keep", "seconds"]
@@ -32,47 +41,51 @@ def table(record: Record) -> str:
     return "\n".join([*_aligned([header, *rows]), *notes])
 
 
-def conclusions(record: Record) -> list[str]:
-    """What the numbers show, as sentences."""
-    accuracy = {m["name"]: mean_of(record, m["name"], "test_accuracy") for m in record["methods"]}
-    trained = {m["name"]: mean_of(record, m["name"], "num_trainable") for m in record["methods"]}
-    kept = {m["name"]: mean_of(record, m["name"], "kept_bytes") for m in record["methods"]}
-    label = {m["name"]: m["label"].capitalize() for m in record["methods"]}
-    lines = [
-        f"{label[name]} reach {accuracy[name] / accuracy['full']:.1%} of full fine-tuning's mean accuracy "
-        f"({accuracy[name]:.3f} of {accuracy['full']:.3f}) while training {trained[name] / trained['full']:.1%} of its "
-        f"entries at a time, and keep {kept[name] / kept['full']:.1%} of its bytes."
-        for name in ("static", "moving")
-    ]
-    lines.append(
-        f"Head only reaches {accuracy['head'] / accuracy['full']:.1%} ({accuracy['head']:.3f}) "
-        f"with {trained['head'] / trained['full']:.1%} of the entries."
-    )
-    better = sum(_wins(record, "moving", "static"))
-    ties = len(record["tasks"]) - better - sum(_wins(record, "static", "moving"))
-    lines.append(
-        f"Moving the slices is better than leaving them in place on {better} of {len(record['tasks'])} tasks"
-        f"{f', equal on {ties}' if ties else ''}; mean difference {accuracy['moving'] - accuracy['static']:+.3f}."
-    )
+def fused_table(record: Record) -> str:
+    """One row a merge: its test accuracy by task, each with its own head, beside the full fine-tunes'."""
+    header = ["one model for all", *(task["name"] for task in record["tasks"]), "mean", "of the fine-tunes'"]
+    own = [result["test_accuracy"] for result in of_method(record, "full")]
+    rows = [["fine-tunes, a model each", *(f"{a:.3f}" for a in (*own, mean(own))), ""]]
+    for key, label in MERGES.items():
+        found = [result[key] for result in record["fused"]["results"]]
+        rows.append([label, *(f"{a:.3f}" for a in (*found, mean(found))), f"{mean(found) / mean(own):.1%}"])
+    return "\n".join(_aligned([header, *rows]))
+
+
+def kept(record: Record) -> list[dict[str, Any]]:
+    """What can be kept of all tasks: its name, bytes on disk and mean test accuracy."""
+    count = len(record["tasks"])
+    base = record["bank"]["checkpoint_bytes"] // record["bank"]["num_deltas"]
     slim = record["slim"]["results"]
-    left, plain = (mean(s[field] for s in slim) / accuracy["full"] for field in ("test_accuracy", "magnitude_accuracy"))
-    size, whole = (mean(s[field] for s in slim) / 1e3 for field in ("num_bytes", "of_bytes"))
-    lines.append(
-        f"Slim: {record['slim']['keep']:.0%} of a full fine-tune's entries, fitted on {record['splits']['calibration']} "
-        f"calibration images, keep {left:.1%} of its mean accuracy in {size:.0f} kB instead of {whole:.0f} kB; those of "
-        f"largest magnitude alone keep {plain:.1%}."
-    )
-    intact = "bitwise as it was" if record["base"]["bitwise_intact"] else "NOT what it was: this is a fault"
-    bank = record["bank"]
-    good = bank["same_accuracy"] == bank["num_deltas"]
-    again = "every one gives" if good else f"only {bank['same_accuracy']} of them give"
-    lines.append(
-        f"Back from a bank of {bank['num_deltas']} delta files on one base, {again} the accuracy it had. Base and "
-        f"deltas take {bank['bytes'] / 1e6:.1f} MB, as many checkpoints would take {bank['checkpoint_bytes'] / 1e6:.1f} MB; "
-        f"a swap takes {bank['median_swap_seconds'] * 1000:.1f} ms."
-    )
-    lines.append(f"After all {len(record['results'])} runs on one model, its base is {intact}.")
-    return lines
+    lines = [
+        ("full fine-tunes, a checkpoint each", base * count, mean_of(record, "full", _ACCURACY)),
+        *(
+            (f"base, deltas of {label}", base + _sum(of_method(record, name), "kept_bytes"), mean_of(record, name, _ACCURACY))
+            for name, label in (("full", "full fine-tuning"), ("moving", "moving slices"))
+        ),
+        ("base, slim deltas", base + _sum(slim, "num_bytes"), mean(s[_ACCURACY] for s in slim)),
+    ]
+    if record["fused"]:
+        found = record["fused"]
+        lines.append(("one fused model, a head each", found["num_bytes"], mean(r["fitted"] for r in found["results"])))
+    return [{"name": name, "bytes": size, "mean_test_accuracy": reached} for name, size, reached in lines]
+
+
+def kept_table(record: Record) -> str:
+    count = len(record["tasks"])
+    header = [f"kept of {'all ' if count > 1 else ''}{count} task{'s' if count > 1 else ''}", "bytes", "mean test accuracy"]
+    rows = [[line["name"], f"{line['bytes']:,}", f"{line['mean_test_accuracy']:.3f}"] for line in record["kept"]]
+    return "\n".join(_aligned([header, *rows]))
+
+
+def transfer_table(record: Record) -> str:
+    """The ends of the path and every method at its best lambda, on test rows."""
+    found = record["transfer"]
+    header = [f"base + lambda * delta ({found['task']})", "lambda", f"test {found['task']}", "test upright", "H-score"]
+    places = [(name, found["ends"][key]["test"]) for key, name in (("base", "the base"), ("tuned", "the fine-tune"))]
+    places += [(_of(m["method"], found["keep"]), m["test"]) for m in found["methods"]]
+    rows = [[name, f"{p['lambda']:.1f}", *(f"{p[key]:.3f}" for key in ("tuned", "original", "h"))] for name, p in places]
+    return "\n".join(_aligned([header, *rows]))
 
 
 def of_method(record: Record, method: str) -> list[dict[str, Any]]:
@@ -85,9 +98,12 @@ def mean_of(record: Record, method: str, field: str) -> float:
     return mean(result[field] for result in of_method(record, method))
 
 
-def _wins(record: Record, one: str, other: str) -> list[bool]:
-    pairs = zip(of_method(record, one), of_method(record, other), strict=True)
-    return [a["test_accuracy"] > b["test_accuracy"] for a, b in pairs]
+def _of(method: str, keep: float) -> str:
+    return method if method == "whole" else f"{method}, keep {keep:g}"
+
+
+def _sum(found: Sequence[Record], field: str) -> int:
+    return sum(one[field] for one in found)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The folder of ``paring demo``: five tasks, four ways to tune, one base."""
+"""The folder of ``paring demo``: five tasks, four ways to tune, one base, and one model for all in the end."""
 
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,8 @@ from paring.report.document import (
     Table,
 )
 from paring.report.numbers import NOT_THERE, duration, ratio, size, text
+from paring.report.readers.demo_outcome import outcome
+from paring.report.readers.demo_outcome import stats as outcome_stats
 from paring.report.readers.parts import listed, settings
 from paring.report.record import Record, ReportError, read_record
 
@@ -55,6 +57,7 @@ def read(folder: Path) -> Document:
             "What each way reaches, and what it costs", [_table(tasks, labels, by_method), _tradeoff(labels, by_method, slim)]
         ),
         Section("Made slim", [_slim(record, slim)]),
+        *outcome(folder, record, tasks, by_method.get("full", []), gaps),
         Section("Back from the bank", [_bank(record.record("bank"))]),
         Section("Every run", [_runs(labels, results)]),
         Section("Configuration", [*settings(record.record("settings")), _splits(record.record("splits")), _slices(methods)]),
@@ -76,6 +79,7 @@ def _stats(record: Record, by_method: dict[str, list[Record]], slim: list[Record
         found.append((text(share, "share"), "of the entries trained at a time"))
     if slim:
         found.append((size(_mean(slim, "num_bytes")), f"a slim delta, in place of {size(_mean(slim, 'of_bytes'))}"))
+    found += outcome_stats(record, by_method.get("full", []))
     found.append((duration(record.number("seconds")), "for all of it"))
     return found
 

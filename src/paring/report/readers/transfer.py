@@ -26,7 +26,7 @@ def read(folder: Path) -> Document:
     winner = next((m for m in methods if m.text("method") == chosen.text("method")), None)
     if winner is None:
         raise ReportError(f"{folder / NUMBERS}: chosen is {chosen.text('method')!r}, which is not among its methods")
-    with_test = all("test" in m for m in methods)
+    with_test = _with_test(methods)
     if not with_test:
         gaps.append("No test rows were given: the scores are those of the validation rows that lambda was chosen on.")
     place = winner.record("test" if with_test else "best")
@@ -41,8 +41,8 @@ def read(folder: Path) -> Document:
         f"{counted(len(methods), 'method')}, {record.number('keep'):g} of the entries kept where one prunes."
     )
     sections = [
-        Section("Result", [_table(record, methods, with_test)]),
-        Section("Along the path", [_curves(methods)]),
+        Section("Result", [table(record)]),
+        Section("Along the path", [curves(record)]),
         Section("One against the other", [_front(record, methods)]),
         Section("Task by task", [_by_task(record, methods, with_test)]),
         Section("Configuration", [*_settings(record), _rows(record)]),
@@ -51,7 +51,10 @@ def read(folder: Path) -> Document:
     return Document("paring transfer", folder.name, lead, sections, stats, gaps)
 
 
-def _table(record: Record, methods: list[Record], with_test: bool) -> Table:
+def table(record: Record) -> Table:
+    """Every method of a transfer.json at its best lambda."""
+    methods = record.records("methods")
+    with_test = _with_test(methods)
     splits = ["validation", "test"] if with_test else ["validation"]
     columns = [Column("method"), Column("entries kept", "count"), Column("lambda", "general")]
     columns += [Column(f"{split} {name}", "score", best="high") for split in splits for _, name in _SIDES]
@@ -71,8 +74,9 @@ def _table(record: Record, methods: list[Record], with_test: bool) -> Table:
     return Table(caption, columns, rows, foot, marked=marked, mark="highest H-score", note=note)
 
 
-def _curves(methods: list[Record]) -> Figure:
-    panels = []
+def curves(record: Record) -> Figure:
+    """The paths of a transfer.json."""
+    methods, panels = record.records("methods"), []
     for key, name in _SIDES:
         series = []
         for m in methods:
@@ -89,6 +93,10 @@ def _curves(methods: list[Record]) -> Figure:
             )
         )
     return Figure("Validation scores along the path", panels, "A dot marks the lambda of each method's highest H-score.")
+
+
+def _with_test(methods: list[Record]) -> bool:
+    return all("test" in m for m in methods)
 
 
 def _front(record: Record, methods: list[Record]) -> Figure:
