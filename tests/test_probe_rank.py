@@ -33,8 +33,12 @@ def test_of_a_model(tmp_path: Path) -> None:
 
 
 def test_ranks_are_powers_up_to_the_narrowest_layer(tmp_path: Path) -> None:
-    result = task().probe("rank", tmp_path, steps=1, rates=(0.01,), seeds=(0,), schedules=("static",), axis="row")
+    result = task().probe("rank", tmp_path / "rows", steps=1, rates=(0.01,), seeds=(0,), schedules=("static",), axis="row")
     assert [row["rank"] for row in result.tables["curve"]] == [1, 2, 4, 8, 16, 24]
+    columns = task().probe(
+        "rank", tmp_path / "columns", steps=1, rates=(0.01,), seeds=(0,), schedules=("static",), ranks=(1, 2)
+    )
+    assert columns.tables["runs"][0]["validation_loss"] != result.tables["runs"][0]["validation_loss"]  # other entries
     assert any("ranks end with the 24 rows of layer" in note for note in result.record["notes"])
 
 

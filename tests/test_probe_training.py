@@ -29,8 +29,10 @@ def test_a_training_learns_and_repeats() -> None:
         assert one.validation.accuracy is not None and one.validation.accuracy > 0.8 and one.test is not None
         state = torch.get_rng_state()
         threads = torch.get_num_threads()
-        assert room.train(config, 0.05, seed=1) == one
-        assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+        torch.rand(1)  # elsewhere in the random stream
+        moved_on = torch.get_rng_state()
+        assert room.train(config, 0.05, seed=1) == one and not torch.equal(moved_on, state)
+        assert torch.equal(torch.get_rng_state(), moved_on) and torch.get_num_threads() == threads
         assert room.train(config, 0.05, seed=2).train_loss != one.train_loss
         moved = room.train(room.config(rank=8, modes=("column",), move_steps=5), 0.05, seed=1)
         assert moved.num_trainable == one.num_trainable and moved.train_loss != one.train_loss
@@ -62,6 +64,9 @@ def test_a_loss_that_is_not_finite_ends_a_training() -> None:
     with Bench(subject()) as bench:
         room = Room(bench, TrainingSettings(steps=30))
         found = room.train(room.config(rank=8, modes=("column",)), 1e30, seed=0)
+        model, steps = bench.model(0).model, []
+        room.fit(model, list(model.parameters()), 1e30, 0, lambda: steps.append(1))
+    assert 0 < len(steps) < 30
     assert found.diverged and found.validation.accuracy == 0.0 == found.as_row()["test"]
 
 
