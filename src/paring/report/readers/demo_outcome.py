@@ -42,7 +42,7 @@ def stats(record: Record, full: list[Record]) -> list[tuple[str, str]]:
         return []
     fitted = fmean(r.number("fitted") for r in record.record("fused").records("results"))
     share = ratio(fitted, fmean(r.number("test_accuracy") for r in full))
-    return [(text(share, "share"), f"of it, by all {len(full)} fused into one model")]
+    return [(text(share, "share"), f"of the fine-tunes' accuracy, by all {len(full)} fused into one model")]
 
 
 def _fused(fused: Record, tasks: list[Record], full: list[Record]) -> Table:
