@@ -1,6 +1,6 @@
 """How much of a fine-tune to put on a base that should not forget: paring transfer on the fine-tunes of the ViT and MiniLM.
 
-    python benchmarks/transfer.py                     everything that is not measured yet, about four hours on 2 cores
+    python benchmarks/transfer.py                     everything that is not measured yet, about two hours on 2 cores
     python benchmarks/transfer.py --suites digits     the ViT
     python benchmarks/transfer.py --minutes 30        stops after the lines begun by then; the same command goes on
     python benchmarks/transfer.py --report            tables of what benchmarks/results holds; runs nothing
