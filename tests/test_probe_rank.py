@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from paring.probe.bench import Bench
 from paring.probe.kind import Row, Tables
-from paring.probe.kinds.rank import Settings, summaries, verdict
+from paring.probe.kinds.rank import Settings, plan, summaries, verdict
 from probe_task import task
+from test_probe_training import subject
 
 
 def test_of_a_model(tmp_path: Path) -> None:
@@ -39,7 +41,21 @@ def test_ranks_are_powers_up_to_the_narrowest_layer(tmp_path: Path) -> None:
         "rank", tmp_path / "columns", steps=1, rates=(0.01,), seeds=(0,), schedules=("static",), ranks=(1, 2)
     )
     assert columns.tables["runs"][0]["validation_loss"] != result.tables["runs"][0]["validation_loss"]  # other entries
-    assert any("ranks end with the 24 rows of layer" in note for note in result.record["notes"])
+    assert not any("ranks end with" in note for note in result.record["notes"])
+
+
+def test_a_layer_far_narrower_than_the_others_is_said(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    from small_text import tokenizer
+
+    shape = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 4, "vocab_size": 16}
+    BertModel(BertConfig(**shape, max_position_embeddings=16)).save_pretrained(tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    with Bench(subject(model=str(tmp_path / "model"))) as bench, plan(bench, Settings(schedules=("static",))) as found:
+        assert {cell.what["rank"] for cell in found.cells} == {1, 2, 4}
+        said = "ranks end with the 4 columns of layer 'bert.encoder.layer.0.output.dense'; without it (--exclude)"
+        assert found.notes[-1].startswith(said)
 
 
 def made(curves: dict[str, dict[int, float]], spread: float = 0.004) -> Tables:

@@ -66,7 +66,7 @@ def _section(kind: str, claim: Claim, probes: Sequence[Probe], records: dict[str
         )
         lines.append(
             f"- {what}: {_answer(record)}, {said}. [{record['num_cells']} cells](evidence/{probe.name}/probe.json), "
-            f"{record['seconds'] / 60:.1f} minutes{left}."
+            f"{_time(record['seconds'])}{left}."
         )
     shown = next((p for p in probes if (r := records[p.name]) is not None and r["figures"]), None)
     if shown is not None:
@@ -77,6 +77,10 @@ def _section(kind: str, claim: Claim, probes: Sequence[Probe], records: dict[str
 
 def _answer(record: Record | None) -> str:
     return _MISSING if record is None else _ANSWER[record["verdict"]["holds"]]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def _record(folder: Path) -> Record | None:

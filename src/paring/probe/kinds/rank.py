@@ -81,7 +81,8 @@ def plan(bench: Bench, settings: Settings) -> Iterator[Plan]:
         for rate in room.rates
     ]
     note = f"ranks end with the {extent} {settings.axis}s of layer '{narrow}'; without it (--exclude) they may go further"
-    few = settings.ranks is None and extent < max(matrix.extent(settings.axis) for matrix in room.matrices.values())
+    extents = sorted(matrix.extent(settings.axis) for matrix in room.matrices.values())
+    few = settings.ranks is None and 2 * extent < extents[len(extents) // 2]
     given = room.given | {"axis": settings.axis, "move_steps": moves["moving"]}
     yield Plan(cells, measure, given, room.facts | {"narrowest": extent}, (*room.notes, *((note,) if few else ())))
 
