@@ -89,7 +89,7 @@ def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[st
             out[split] = tune.accuracy(pruned, split)  # type: ignore[arg-type]
         with pruned.apply(tune.model):
             out["calibration_loss"] = tune.loss(tune.model)
-        out["coded"] = _coded(tune, pruned, _kinds(cell.method)) if cell.method != "none" else {}
+        out["coded"] = _coded(tune, pruned, _kinds(cell.method))
         yield out
 
 
@@ -113,10 +113,10 @@ def _pruned(tune: FineTune, cell: Cell, gradients: dict[str, Tensor]) -> tuple[T
 
 
 def _kinds(method: str) -> Sequence[str]:
-    """The value types that are measured."""
+    """The value types that are measured: of what has its values refitted, since that is what is stored small."""
     if method.startswith("fitted:"):
         return (method.partition(":")[2],)
-    return CODED if method == "fitted" else CODED[:1]
+    return CODED if method == "fitted" else ()
 
 
 def _coded(tune: FineTune, pruned: TaskVector, kinds: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -1,13 +1,12 @@
 """What is measured, the decisive cells first, by worker processes of one thread each; each finished cell is stored at once."""
 
 import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quality.groups import measured
 from quality.store import Store
 from quality.tasks import SUITES
 from slimming.cells import TITLES, Cell, measure
@@ -52,39 +51,29 @@ def store(results: Path, suite: str) -> Store:
     return Store(results / f"slim_{suite}.jsonl")
 
 
-def run(suite: str, cells: Store, workers: int, zoo: Path, results: Path, minutes: float | None) -> None:
-    """Measures what is not stored."""
-    begun = time.perf_counter()
-    todo = [[c for c in group if c.key not in cells.cells] for group in groups(suite)]
+def run(suite: str, kept: Store, workers: int, zoo: Path, results: Path, minutes: float | None) -> None:
+    """Measures what is not stored; after ``minutes`` no group is begun, and none goes on to its next cell."""
     # A fine-tune's own score is in the first of its groups.
-    queue = [group for group in todo if any(c.method != "none" for c in group)]
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=8) as pool:
-        pending: set[Future[list[dict[str, Any]]]] = set()
-        while queue or pending:
-            late = minutes is not None and time.perf_counter() - begun > 60 * minutes
-            while queue and len(pending) < workers and not late:
-                pending.add(pool.submit(_measured, _open(queue.pop(0), cells), zoo, results))
-            if not pending:
-                return
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                for cell in future.result():
-                    cells.add(cell)
-                    _say(cell, begun, len(queue))
+    open_ = [[c for c in group if c.key not in kept.cells] for group in groups(suite)]
+    queue, whole = [], set[str]()
+    for todo in open_:
+        if any(c.method != "none" for c in todo):
+            queue.append([c for c in todo if c.key not in whole])
+            whole |= {c.key for c in todo if c.method == "none"}
+    left = sum(map(len, queue))
+
+    def say(cell: dict[str, Any], seconds: float) -> None:
+        nonlocal left
+        left -= 1
+        _say(cell, seconds, left)
+
+    measured(queue, partial(measure, zoo=zoo, results=results), kept, workers, minutes, say)
 
 
-def _open(group: list[Cell], cells: Store) -> list[Cell]:
-    return [c for c in group if c.key not in cells.cells]
-
-
-def _measured(group: list[Cell], zoo: Path, results: Path) -> list[dict[str, Any]]:
-    return list(measure(group, zoo, results)) if group else []
-
-
-def _say(cell: dict[str, Any], begun: float, left: int) -> None:
+def _say(cell: dict[str, Any], seconds: float, left: int) -> None:
     print(
-        f"{(time.perf_counter() - begun) / 60:5.1f} min  {cell['task']:10} {cell['tuned']:18} seed {cell['seed']} "
-        f"keep {cell['keep']:<6g} {TITLES[cell['method']]:34} test {cell['test']:.3f}, {cell['seconds']:.0f} s; {left} groups",
+        f"{seconds / 60:5.1f} min  {cell['task']:10} {cell['tuned']:18} seed {cell['seed']} "
+        f"keep {cell['keep']:<6g} {TITLES[cell['method']]:34} test {cell['test']:.3f}, {cell['seconds']:.0f} s; {left} left",
         flush=True,
         file=sys.stderr,
     )
