@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import paring
 import slim_cost
+from paring.slim.lesson import Lesson
+from paring.tasks.digits.vit import new_model
+from quality import tasks
 from quality.store import Store
-from slimming import cells, figure, plan, report
+from slimming import cells, figure, finetunes, plan, report
 from slimming.cells import TITLES, Cell
 
 TASKS = ("checkered", "turned")
@@ -87,6 +92,39 @@ def test_the_picture_has_each_curve(tmp_path: Path) -> None:
     assert TITLES["dare"] not in drawn
 
 
+def test_what_a_cell_has_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "BUDGET", 4)
+    model = new_model(0).eval()
+    generator = torch.Generator().manual_seed(0)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    batch = tasks._collate(tasks._rows("digits", "turned", "calibration")[:32])
+    tune = finetunes.FineTune(
+        "digits", "turned", model, paring.diff(base, tuned).in_memory(), Lesson([batch]), lambda of: float(of(**batch).loss)
+    )
+    wrong = sum(int(model(**{**batch}).logits[i].argmax()) != int(batch["labels"][i]) for i in range(32))
+    assert tune.errors(model) == wrong / 32
+    found = {}
+    for method in ("nps:magnitude", "nps:magnitude/parts=4", "nps:magnitude*kind/by=errors", "nps:magnitude*kind/budget=320"):
+        if "budget" in method:
+            monkeypatch.setattr(cells, "prune_nps", lambda *given: pytest.fail(f"{given[-1].budget}"))
+            with pytest.raises(pytest.fail.Exception, match="320"):
+                cells._pruned(tune, Cell("digits", "turned", "full", 0, 0.01, method), {})
+        else:
+            found[method], _ = cells._pruned(tune, Cell("digits", "turned", "full", 0, 0.01, method), {})
+    assert [len(v.facts["weights"]) for v in found.values()][:2] == [8, 4]
+    score = found["nps:magnitude*kind/by=errors"].facts["search"]["score"]
+    assert (32 * score) % 1 == 0
+    whole, each = (
+        cells._pruned(tune, Cell("digits", "turned", "full", 0, 0.01, m), {})[0] for m in ("rescaled", "rescaled/scope=tensor")
+    )
+    kept = [{n: len(v.change(n).values) for n in v.names} for v in (whole, each)]
+    shares = [{n: k[n] / v.changes[n].shape.numel() for n in k} for k, v in zip(kept, (whole, each), strict=True)]
+    large = [n for n in each.names if each.changes[n].shape.numel() >= 5000]
+    assert large and all(0.01 <= shares[1][n] < 0.0105 for n in large)
+    assert not all(0.01 <= shares[0][n] < 0.0105 for n in large)
+
+
 def test_what_is_stored_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "slim_digits.jsonl")
     for group in plan.groups("digits"):
@@ -99,8 +137,6 @@ def test_what_is_stored_is_not_measured_again(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_largest_tensor_of_an_operation_is_noticed() -> None:
-    import torch
-
     model = torch.zeros(1000)
     with slim_cost.Largest() as largest:
         model.view(10, 100)[3].add_(1.0)  # what was there before does not count

@@ -29,7 +29,8 @@ REVISION = 2  # raised when a change here, or in what is measured, makes older r
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured: ``method`` is one of ``METHODS`` on the fine-tune ``tuned`` ("full" or a slice's name)."""
+    """What is measured: ``method`` is one of ``TITLES`` on the fine-tune ``tuned`` ("full" or a slice's name); behind a stroke
+    stands what it has otherwise than by default."""
 
     suite: str
     task: str
@@ -68,6 +69,13 @@ TITLES = {
     "fitted": "fitted (by saliency, refit)",
     "fitted:int4": "fitted as int4",
     "fitted:sign": "fitted as sign",
+    "rescaled/scope=tensor": "magnitude, rescaled, each tensor by itself",
+    "nps:magnitude/parts=4": "NPS, by magnitude, M = 4",
+    "nps:magnitude/parts=16": "NPS, by magnitude, M = 16",
+    "nps:magnitude*kind/most=1.5": "NPS, by magnitude and kind, weights to 1.5 s",
+    "nps:magnitude*kind/most=6": "NPS, by magnitude and kind, weights to 6 s",
+    "nps:magnitude*kind/by=errors": "NPS, by magnitude and kind, searched by the errors",
+    "nps:magnitude*kind/budget=320": "NPS, by magnitude and kind, 320 evaluations",
 }
 
 
@@ -95,15 +103,19 @@ def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[st
 
 def _pruned(tune: FineTune, cell: Cell, gradients: dict[str, Tensor]) -> tuple[TaskVector, int]:
     """The pruned task vector, and how many times the calibration rows were scored for it."""
-    vector, (way, _, more) = tune.vector, cell.method.partition("+")
+    name, _, varied = cell.method.partition("/")
+    other = dict([varied.split("=")]) if varied else {}
+    vector, (way, _, more) = tune.vector, name.partition("+")
     if cell.method == "none":
         return vector, 0
     if way.startswith("nps:"):
-        how = Nps(way.removeprefix("nps:"))
-        found = prune_nps(vector, tune.model, tune.loss, cell.keep, how, SearchSettings(budget=BUDGET, seed=cell.seed))
+        how = Nps(way.removeprefix("nps:"), int(other.get("parts", Nps.parts)), float(other.get("most", Nps.most)))
+        settings = SearchSettings(budget=int(other.get("budget", BUDGET)), seed=cell.seed)
+        objective = tune.errors if "by" in other else tune.loss
+        found = prune_nps(vector, tune.model, objective, cell.keep, how, settings)
         return found.vector, found.result.num_evaluations
     if way in PRUNERS:
-        pruned = prune(vector, way, cell.keep, seed=cell.seed).in_memory()
+        pruned = prune(vector, way, cell.keep, seed=cell.seed, scope=other.get("scope", "global")).in_memory()
     else:
         pruned = prune_salient(vector, cell.keep, gradients, EXPONENT)
     if more or way.startswith("fitted"):

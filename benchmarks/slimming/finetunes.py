@@ -29,7 +29,7 @@ class FineTune:
 
     Attributes:
         model: the base, in evaluation mode. vector: with all tensors in memory; a new head travels along.
-        lesson: the calibration rows, without labels.
+        lesson: the calibration rows, at whose labels it does not look.
         loss: of a model on the calibration rows.
     """
 
@@ -39,6 +39,15 @@ class FineTune:
     vector: TaskVector
     lesson: Lesson
     loss: Callable[[nn.Module], float]
+
+    @torch.no_grad()
+    def errors(self, of: nn.Module) -> float:
+        """The share of calibration rows that a model gets wrong."""
+        wrong = total = 0
+        for batch in self.lesson.batches:
+            logits = of(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+            wrong, total = wrong + int((logits.argmax(-1) != batch["labels"]).sum()), total + len(logits)
+        return wrong / total
 
     def accuracy(self, vector: TaskVector, split: tasks.Scored) -> float:
         with vector.apply(self.model):

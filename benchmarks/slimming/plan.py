@@ -18,6 +18,11 @@ SEARCHED = ("nps:magnitude", "nps:layer", "nps:kind", "nps:magnitude*kind", "nps
 BEST_SEARCH = "nps:magnitude*kind"  # by the first trials (docs/log.md); the other kinds are screened on one seed
 CODED = ("fitted:int4", "fitted:sign")
 ABLATIONS = ("salient", "magnitude+refit", "dare+refit")
+VARIED = (  # the choices of NPS, one at a time; see docs/method.md
+    *("rescaled/scope=tensor", "nps:magnitude/parts=4", "nps:magnitude/parts=16", "nps:magnitude*kind/most=1.5"),
+    *("nps:magnitude*kind/most=6", "nps:magnitude*kind/by=errors", "nps:magnitude*kind/budget=320"),
+)
+VARIED_KEEPS = (0.04, 0.01)
 KEEPS = {"digits": (0.1, 0.04, 0.01, 0.003), "docstrings": (0.01, 0.003)}
 
 
@@ -26,7 +31,7 @@ def groups(suite: str) -> list[list[Cell]]:
     tasks, keeps = SUITES[suite].tasks, KEEPS[suite]
     every = [(task, seed) for seed in SEEDS for task in tasks]
 
-    def of(task: str, seed: int, tuned: str, methods: Sequence[str]) -> list[Cell]:
+    def of(task: str, seed: int, tuned: str, methods: Sequence[str], keeps: Sequence[float] = keeps) -> list[Cell]:
         whole = [Cell(suite, task, tuned, seed, 1.0, "none")]
         return whole + [Cell(suite, task, tuned, seed, keep, method) for method in methods for keep in keeps]
 
@@ -37,12 +42,13 @@ def groups(suite: str) -> list[list[Cell]]:
             *(of(task, seed, SLICE, ("rescaled", "fitted")) for task, seed in every),
             *(of(task, 0, "full", (*ABLATIONS, *CODED)) for task in tasks),
             *(of(task, 0, "full", [m for m in SEARCHED if m != BEST_SEARCH]) for task in tasks),
+            *(of(task, 0, "full", VARIED, VARIED_KEEPS) for task in tasks),
         ]
     return [  # short ones: a group that is killed is lost
         *(of(task, seed, "full", ("fitted",)) for task, seed in every),
         *(of(task, seed, "full", DATA_FREE) for task, seed in every),
-        *(of(task, 0, SLICE, ("rescaled", "fitted")) for task in tasks),
         of(tasks[0], 0, "full", (BEST_SEARCH,)),
+        *(of(task, 0, SLICE, ("rescaled", "fitted")) for task in tasks),
         of(tasks[0], 0, "full", CODED),
     ]
 
