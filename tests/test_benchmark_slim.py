@@ -82,6 +82,13 @@ def test_shares_and_verdicts() -> None:
     assert not worse["fitted not below magnitude, rescaled at keep 0.01 by more than their spread"]
 
 
+def test_coarse_values_count_as_they_come_back() -> None:
+    whole = result(Cell("digits", "turned", "full", 0, 1.0, "none"), 0.8)
+    coarse = result(Cell("digits", "turned", "full", 0, 0.01, "fitted:sign"), 0.2)
+    coarse["coded"]["sign"]["test"] = 0.6
+    assert report.kept([whole, coarse], "full")["fitted:sign", 0.01] == [pytest.approx(0.75)]
+
+
 def test_the_picture_has_each_curve(tmp_path: Path) -> None:
     figure.draw("digits", [], tmp_path)
     assert not list(tmp_path.iterdir())

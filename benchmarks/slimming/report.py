@@ -37,7 +37,10 @@ def kept(cells: Cells, tuned: str) -> dict[tuple[str, float], list[float]]:
     out: dict[tuple[str, float], list[float]] = defaultdict(list)
     for c in cells:
         if c["tuned"] == tuned and c["method"] != "none" and (c["task"], c["seed"]) in whole:
-            out[c["method"], c["keep"]].append(c["test"] / whole[c["task"], c["seed"]])
+            # Values that were refitted for a coarse type are nothing by themselves: what they come back as is scored.
+            _, _, kind = c["method"].partition("fitted:")
+            test = c["coded"][kind]["test"] if kind else c["test"]
+            out[c["method"], c["keep"]].append(test / whole[c["task"], c["seed"]])
     return out
 
 
