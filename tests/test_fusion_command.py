@@ -127,7 +127,24 @@ def test_nps_prunes_each_then_searches_weights(of: Two, tmp_path: Path, capsys: 
     command = ["fuse", str(config), str(out), *of.options("calibration", "validation")]
     assert main(["fuse", str(config), str(out), "--allow", "extra"]) == 2
     assert "nps searches on rows of the tasks; give --calibration NAME=FILE" in capsys.readouterr().err
-    assert main([*command, "--budget", "10", "--keep", "0.2", "--parts", "3", "--search", str(tmp_path / "s")]) == 0
+    assert (
+        main(
+            [
+                *command,
+                "--budget",
+                "10",
+                "--keep",
+                "0.2",
+                "--subspaces",
+                "layer",
+                "--parts",
+                "3",
+                "--search",
+                str(tmp_path / "s"),
+            ]
+        )
+        == 0
+    )
     assert {p.parent.name for p in (tmp_path / "s").rglob("search.jsonl")} == {*TASKS, "weights"}
     bank = tmp_path / "merged.pruned"
     for task in TASKS:

@@ -17,7 +17,7 @@ from paring.slim.histogram import kept, threshold
 from paring.slim.nps import Nps, prune_nps
 from paring.slim.pool import Pool
 from paring.slim.pruners import PRUNERS, dare, della, magnitude, num_entries, num_kept, prune, rescaled
-from paring.slim.subspaces import SUBSPACES, kind_of
+from paring.slim.subspaces import COUNTED, SUBSPACES, kind_of
 
 SHAPES = {
     "embeddings.word.weight": (30, 8),
@@ -266,7 +266,7 @@ def test_the_search_is_never_worse_than_its_starts_and_leaves_the_base(kind: str
         return float((m.b.weight - wanted).square().sum() + (m.a.weight - before["a.weight"]).square().sum())
 
     settings = SearchSettings(budget=60, seed=3)
-    how = Nps(subspaces=kind, parts=4)
+    how = Nps(subspaces=kind, parts=4 if kind in COUNTED else 8)
     found = prune_nps(of, model, objective, 0.25, how, settings, folder=tmp_path / "search")
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     starts = {name: score for name, score in found.result.start_scores.items() if score is not None}
@@ -293,7 +293,7 @@ def test_magnitudes_of_the_starts_are_those_of_the_pruners() -> None:
         return float(sum(((m.state_dict()[n] - base) * (i + 1.7)).abs().sum() for i, (n, base) in enumerate(before.items())))
 
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    found = prune_nps(of, model, objective, 0.1, Nps(parts=3), SearchSettings(budget=2))
+    found = prune_nps(of, model, objective, 0.1, Nps("magnitude", 3), SearchSettings(budget=2))
     for method, start in (("magnitude", "magnitude"), ("rescaled", "rescaled magnitude")):
         with prune(of, method, 0.1).apply(model), torch.no_grad():
             scores[start] = objective(model)
@@ -306,13 +306,15 @@ def test_what_the_search_refuses() -> None:
         Nps(subspaces="none")
     with pytest.raises(ValueError, match="parts is 1; expected a whole number, at least 2"):
         Nps(parts=1)
+    with pytest.raises(ValueError, match="parts is 4, and 'magnitude\\*kind' subspaces are as many as there are kinds; leave"):
+        Nps(parts=4)
     with pytest.raises(ValueError, match="expected a number above 1"):
         Nps(most=1.0)
     with pytest.raises(DeltaError, match="zero everywhere"):
         prune_nps(0 * of, model, lambda m: 0.0, 0.1)
     with pytest.raises(ValueError, match="no finite score|finite"):
-        prune_nps(of, model, lambda m: math.nan, 0.1, Nps(parts=2), SearchSettings(budget=20))
+        prune_nps(of, model, lambda m: math.nan, 0.1, Nps("magnitude", 2), SearchSettings(budget=20))
     with torch.no_grad():
         model.a.bias += 1
     with pytest.raises(DeltaError, match="is not the base of this delta"):
-        prune_nps(of, model, lambda m: 0.0, 0.1, Nps(parts=2))
+        prune_nps(of, model, lambda m: 0.0, 0.1, Nps("magnitude", 2))

@@ -87,7 +87,7 @@ def alone() -> Slimmed:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return prune_nps(vector(), Net(), objective(), 0.2, Nps(parts=4), SETTINGS)
+        return prune_nps(vector(), Net(), objective(), 0.2, Nps("magnitude", 4), SETTINGS)
     finally:
         torch.set_num_threads(before)
 
@@ -99,7 +99,7 @@ def test_two_workers_find_what_one_process_finds(cluster: None, alone: Slimmed) 
         pids.add(progress.latest.worker["pid"])
 
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    found = prune_nps(vector(), model, objective(), 0.2, Nps(parts=4), SETTINGS, report=report, workers=Workers(make, 2))
+    found = prune_nps(vector(), model, objective(), 0.2, Nps("magnitude", 4), SETTINGS, report=report, workers=Workers(make, 2))
     assert len(pids) == 2 and os.getpid() not in pids
     assert found.weights == alone.weights and found.result.score == alone.result.score
     assert all(torch.equal(found.vector[n], alone.vector[n]) for n in alone.vector)
@@ -111,7 +111,9 @@ def test_two_workers_find_what_one_process_finds(cluster: None, alone: Slimmed) 
 
 def test_a_worker_killed_amid_the_search(cluster: None, alone: Slimmed, tmp_path: Path) -> None:
     workers = Workers(partial(make_dying, tmp_path / "died"), 2)
-    found = prune_nps(vector(), Net(), objective(), 0.2, Nps(parts=4), SETTINGS, workers=workers, folder=tmp_path / "search")
+    found = prune_nps(
+        vector(), Net(), objective(), 0.2, Nps("magnitude", 4), SETTINGS, workers=workers, folder=tmp_path / "search"
+    )
     assert (tmp_path / "died").exists()
     assert found.weights == alone.weights
     assert len((tmp_path / "search" / "search.jsonl").read_text().splitlines()) == 41
@@ -119,4 +121,4 @@ def test_a_worker_killed_amid_the_search(cluster: None, alone: Slimmed, tmp_path
 
 def test_a_worker_with_another_base_is_refused(cluster: None) -> None:
     with pytest.raises(DeltaError, match="is not the base of this delta"):
-        prune_nps(vector(), Net(), objective(), 0.2, Nps(parts=4), SETTINGS, workers=Workers(partial(make, 5), 1))
+        prune_nps(vector(), Net(), objective(), 0.2, Nps("magnitude", 4), SETTINGS, workers=Workers(partial(make, 5), 1))

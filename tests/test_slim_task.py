@@ -23,7 +23,7 @@ from paring.recipes.slim.settings import SlimSettings
 from slim_task import Tuned, tuned
 from small_text import save_base, texts, tokenizer, write_rows
 
-FEW = ("--method", "nps", "--keep", "0.03", "--budget", "20")
+FEW = ("--method", "nps", "--subspaces", "magnitude", "--keep", "0.03", "--budget", "20")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -59,13 +59,13 @@ def test_from_a_run_to_a_slim_file(of: Tuned, tmp_path: Path, capsys: pytest.Cap
     said = capsys.readouterr().out
     small = paring.load_delta(out)
     assert small.facts["method"] == "nps" and small.facts["keep"] == 0.01 and small.facts["objective"] == "loss"
-    assert small.facts["calibration"]["rows"] == 60 and small.facts["tried"] == ["nps magnitude"]
+    assert small.facts["calibration"]["rows"] == 60 and small.facts["tried"] == ["nps magnitude*kind"]
     whole = paring.load_delta(of.delta)
     entries = sum(whole.changes[n].shape.numel() for n in whole)
     kept = sum(small.change(n).places.count for n in small)
     assert kept == -(-entries // 100)
-    assert f"Kept {kept:,} of {entries:,} entries (nps magnitude)" in said
-    assert re.search(r"nps magnitude, keep 0\.01 +20 of 20   best loss 0\.\d{4} \(.+\)   0 s left", said)
+    assert f"Kept {kept:,} of {entries:,} entries (nps magnitude*kind)" in said
+    assert re.search(r"nps magnitude\*kind, keep 0\.01 +20 of 20   best loss 0\.\d{4} \(.+\)   0 s left", said)
     # The score that is said is that of the file, and the fine-tune's that of its own.
     score, fine = accuracy(of, out, of.test), accuracy(of, of.delta, of.test)
     assert small.facts["scores"]["test"] == score and small.facts["tuned_scores"]["test"] == fine
@@ -173,7 +173,7 @@ def test_auto_selects_on_validation(of: Tuned, tmp_path: Path, capsys: pytest.Ca
 def test_killed_and_gone_on_with(of: Tuned, tmp_path: Path) -> None:
     """By the system's own kill; the result is bitwise that of a search never cut off."""
     more = ("--method", "nps", "--keep", "0.03", "--budget", "120", "--search", str(tmp_path / "search"))
-    journal = tmp_path / "search" / "nps-magnitude-keep-0.03" / "search.jsonl"
+    journal = tmp_path / "search" / "nps-magnitude-by-kind-keep-0.03" / "search.jsonl"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.Popen([sys.executable, "-m", "paring", *of.slim(tmp_path / "a.delta.safetensors", *more)], env=environment)
     while not journal.is_file() or len(journal.read_text().splitlines()) < 8:
@@ -241,7 +241,11 @@ def test_a_search_folder_of_another_run(of: Tuned, tmp_path: Path, capsys: pytes
         (("--keep", "0.1,1.5"), "keep is 1.5; expected"),
         (("--keep", "0.1,0.1"), "keep is (0.1, 0.1); expected every share once"),
         (("--parts", "1"), "parts is 1; expected a whole number, at least 2"),
-        (("--method", "nps", "--parts", "100000"), "100000 subspaces of "),
+        (("--method", "nps", "--subspaces", "magnitude", "--parts", "100000"), "100000 subspaces of "),
+        (
+            ("--method", "nps", "--subspaces", "kind", "--parts", "4"),
+            "are as many as there are kinds; leave parts out, or take",
+        ),
         (("--method", "nps", "--subspaces", "random", "--parts", "5000"), "5000 subspaces for "),
         (("--subspaces", "kind", "layer"), "expected one; several with the method 'auto' alone"),
         (("--budget", "1"), "budget is 1; expected a whole number, at least 2"),
@@ -355,7 +359,7 @@ def test_by_ray_workers_the_same(of: Tuned, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "paring", *of.slim(tmp_path / "ray.delta.safetensors", *more)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    journal = (tmp_path / "search" / "nps-magnitude-keep-0.03" / "search.jsonl").read_text().splitlines()
+    journal = (tmp_path / "search" / "nps-magnitude-by-kind-keep-0.03" / "search.jsonl").read_text().splitlines()
     assert len({json.loads(line)["worker"]["pid"] for line in journal[1:]}) == 2
     assert main(of.slim(tmp_path / "one.delta.safetensors", "--method", "nps", "--keep", "0.03", "--budget", "16")) == 0
     small = [paring.load_delta(tmp_path / f"{name}.delta.safetensors") for name in ("ray", "one")]

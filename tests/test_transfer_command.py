@@ -118,6 +118,8 @@ def test_searched_methods_and_the_base_afterwards(of: Digits, tmp_path: Path) ->
         "joint",
         "--budget",
         "8",
+        "--subspaces",
+        "magnitude",
         "--parts",
         "3",
         "--steps",

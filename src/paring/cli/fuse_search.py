@@ -65,7 +65,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     prune = parser.add_argument_group("pruning each difference first (merge_method: nps does)")
     option(prune, "--prune", choices=_PRUNING, metavar="METHOD", help=", ".join(_PRUNING))
     option(prune, "--keep", type=float, metavar="SHARE", help="of all entries, in (0, 1] (0.1)")
-    option(prune, "--subspaces", choices=_SUBSPACES, metavar="KIND", help=f"of nps: {', '.join(_SUBSPACES)}")
+    option(prune, "--subspaces", choices=_SUBSPACES, metavar="KIND", help=f"of nps: {', '.join(_SUBSPACES)} (magnitude*kind)")
     option(prune, "--parts", type=int, metavar="M", help="of nps: subspaces of magnitude, layer and random (8)")
     option(prune, "--steps", type=int, metavar="N", help="of fitted (360)")
     option(prune, "--values", choices=_VALUES, help="how what is left is stored (fp16)")

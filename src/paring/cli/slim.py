@@ -81,7 +81,13 @@ def add_parser(subparsers: Any) -> None:
     search = parser.add_argument_group("search (--method nps or auto)")
     search.add_argument("--objective", choices=("loss", "accuracy"), help="what is made small, or large (loss)")
     search.add_argument("--budget", type=int, metavar="N", help="evaluations of a search (200)")
-    search.add_argument("--subspaces", nargs="+", choices=_SUBSPACES, metavar="KIND", help=f"{', '.join(_SUBSPACES)}")
+    search.add_argument(
+        "--subspaces",
+        nargs="+",
+        choices=_SUBSPACES,
+        metavar="KIND",
+        help=f"{', '.join(_SUBSPACES)} (magnitude*kind; auto: each)",
+    )
     search.add_argument("--parts", type=int, metavar="M", help="subspaces of magnitude, layer and random (8)")
     search.add_argument("--search", metavar="DIR", help="keeps every evaluation there; the same command goes on after a kill")
     search.add_argument("--workers", type=int, metavar="N", help="Ray workers that score candidates (0: this process)")

@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
     search = parser.add_argument_group("methods that work on calibration rows (nps, fitted, joint)")
     search.add_argument("--objective", choices=("loss", "accuracy"), help="what nps and joint search by (loss)")
     search.add_argument("--budget", type=int, metavar="N", help="evaluations of a search (200)")
-    search.add_argument("--subspaces", choices=_SUBSPACES, metavar="KIND", help=f"{', '.join(_SUBSPACES)}")
+    search.add_argument("--subspaces", choices=_SUBSPACES, metavar="KIND", help=f"{', '.join(_SUBSPACES)} (magnitude*kind)")
     search.add_argument("--parts", type=int, metavar="M", help="subspaces of magnitude, layer and random (8)")
     search.add_argument("--steps", type=int, metavar="N", help="of fitted's refit (360)")
     search.add_argument("--search", metavar="DIR", help="keeps every evaluation there; the same command goes on after a kill")

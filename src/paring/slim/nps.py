@@ -33,7 +33,9 @@ from paring.slim.pool import Pool, Selection
 from paring.slim.pruners import check_keep, flats, num_entries, num_kept
 from paring.slim.remote import Workers
 from paring.slim.scoring import Objective, scorer
-from paring.slim.subspaces import SUBSPACES, Subspaces
+from paring.slim.subspaces import COUNTED, SUBSPACES, Subspaces
+
+PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,12 @@ class Nps:
 
     Attributes:
         subspaces: how the task vector is cut, see ``paring.slim.subspaces``.
-        parts: M, the number of subspaces; an upper bound for "layer", ignored by "kind" and "magnitude*kind".
+        parts: M, the number of subspaces; an upper bound for "layer"; of "kind" and "magnitude*kind" it follows from the kinds.
         most: the largest x = w / s; the least is 0.
     """
 
-    subspaces: str = "magnitude"
-    parts: int = 8
+    subspaces: str = "magnitude*kind"
+    parts: int = PARTS
     most: float = 3.0
 
     def __post_init__(self) -> None:
@@ -55,6 +57,11 @@ class Nps:
             raise ValueError(f"subspaces is {self.subspaces!r}; expected one of {', '.join(SUBSPACES)}")
         if isinstance(self.parts, bool) or not isinstance(self.parts, int) or self.parts < 2:
             raise ValueError(f"parts is {self.parts!r}; expected a whole number, at least 2")
+        if self.parts != PARTS and self.subspaces not in COUNTED:
+            raise ValueError(
+                f"parts is {self.parts}, and {self.subspaces!r} subspaces are as many as there are kinds; leave parts out, or "
+                f"take subspaces {', '.join(map(repr, COUNTED))}"
+            )
         if not (isinstance(self.most, int | float) and math.isfinite(self.most) and self.most > 1):
             raise ValueError(f"most is {self.most!r}; expected a number above 1")
 

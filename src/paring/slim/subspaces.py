@@ -23,6 +23,7 @@ from paring.slim.histogram import Threshold, patterns, thresholds
 from paring.slim.pruners import flats, generator, num_entries, num_kept
 
 Label = Callable[[str, Tensor], Tensor]
+COUNTED = ("magnitude", "layer", "random")  # those whose number is asked for
 KINDS = ("attention", "mlp", "norm", "embedding", "bias", "other")
 
 

@@ -7,10 +7,10 @@ from typing import Literal
 from paring.recipes.scoring import Goal
 from paring.recipes.settings import TASKS, Task
 from paring.search.settings import SearchSettings
-from paring.slim.nps import Nps
+from paring.slim.nps import PARTS, Nps
 from paring.slim.pruners import PRUNERS, SCOPES, check_keep
 from paring.slim.refit import Refit
-from paring.slim.subspaces import SUBSPACES
+from paring.slim.subspaces import COUNTED, SUBSPACES
 
 WITHOUT_DATA, WITH_DATA = "rescaled", "fitted"  # the default methods
 ON_DATA = ("nps", "fitted", "auto")
@@ -87,7 +87,7 @@ class SlimSettings:
             value = getattr(self, name)
             if value not in allowed and not (value is None and name in ("method", "task")):
                 _refuse(name, value, f"one of {', '.join(allowed)}")
-        for method in ("nps", "auto"):
+        for method in ("auto",) if self.method == "auto" else ("nps", "auto"):
             for how in self.searches(method):  # checks them
                 if self.subspaces and self.subspaces.count(how.subspaces) > 1:
                     _refuse("subspaces", self.subspaces, "every one once")
@@ -108,7 +108,10 @@ class SlimSettings:
     def searches(self, method: str) -> tuple[Nps, ...]:
         """What a method searches; "auto" tries each, and pruning without data searches nothing."""
         kinds = self.subspaces or {"nps": (Nps().subspaces,), "auto": tuple(SUBSPACES)}.get(method, ())
-        return tuple(Nps(subspaces=kind, parts=self.parts) for kind in kinds) if method in ("nps", "auto") else ()
+        if method not in ("nps", "auto"):
+            return ()
+        # Of several kinds those that have a number of their own keep it.
+        return tuple(Nps(kind, self.parts if kind in COUNTED or len(kinds) == 1 else PARTS) for kind in kinds)
 
     def fits(self, method: str) -> dict[str, Refit]:
         """What a method refits, by its label."""
