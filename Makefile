@@ -5,7 +5,7 @@
 #   make bench-quality  whether slices learn as well as LoRA, SHiRA, MiSS and full fine-tuning (about two hours)
 #   make bench-delta    time, memory and size of deltas (about 10 minutes on 2 cores)
 #   make bench-fuse     time and memory of merges (about 10 minutes on 2 cores); MERGEKIT=/path/to/its/python beside mergekit's
-#   make bench-slim     how small a fine-tune gets before its task is lost (about two hours), and what a candidate costs
+#   make bench-slim     how small a fine-tune gets before its task is lost (about two and a half hours), and what a candidate costs
 #   make bench-merges   how much of several fine-tunes is left in one model (about two hours)
 #   make bench-transfer what a fine-tune gains against what the base loses (about two hours)
 #   make evidence       the paper's claims on a ViT and on MiniLM, and docs/evidence.md of them (about three hours on 2 cores)

@@ -1,7 +1,7 @@
 """How small a fine-tune gets before its task is lost: every method of paring.slim on the ViT and MiniLM.
 
-    python benchmarks/slim.py                     everything that is not measured yet, about two hours on 2 cores
-    python benchmarks/slim.py --suites digits     the whole grid on the ViT, about 40 minutes
+    python benchmarks/slim.py                     everything that is not measured yet, about two and a half hours on 2 cores
+    python benchmarks/slim.py --suites digits     the whole grid on the ViT, about an hour
     python benchmarks/slim.py --minutes 30        stops after the cells begun by then; the same command goes on
     python benchmarks/slim.py --report            tables and pictures of what benchmarks/results holds; runs nothing
 

@@ -44,10 +44,10 @@ def groups(suite: str) -> list[list[Cell]]:
             *(of(task, 0, "full", [m for m in SEARCHED if m != BEST_SEARCH]) for task in tasks),
             *(of(task, 0, "full", VARIED, VARIED_KEEPS) for task in tasks),
         ]
-    return [  # short ones: a group that is killed is lost
+    return [
         *(of(task, seed, "full", ("fitted",)) for task, seed in every),
         *(of(task, seed, "full", DATA_FREE) for task, seed in every),
-        of(tasks[0], 0, "full", (BEST_SEARCH,)),
+        *(of(task, seed, "full", (BEST_SEARCH,)) for task, seed in every),
         *(of(task, 0, SLICE, ("rescaled", "fitted")) for task in tasks),
         of(tasks[0], 0, "full", CODED),
     ]
