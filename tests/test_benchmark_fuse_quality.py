@@ -35,7 +35,6 @@ def about(monkeypatch: pytest.MonkeyPatch) -> problem.Problem:
     monkeypatch.setattr(fronts, "BUDGET", {"digits": 4})
     monkeypatch.setattr(cells, "BUDGET", {"digits": 4})
     monkeypatch.setattr(cells, "Fit", lambda seed=0: Fit(steps=3, seed=seed))
-    monkeypatch.setattr(problem, "NUM_CALIBRATION", 64)
     models = {task: new_model(0).eval() for task in TASKS}
     problem.share_body(models)
     vectors, own = {}, {split: dict[str, float]() for split in ("validation", "test")}
@@ -52,8 +51,8 @@ def about(monkeypatch: pytest.MonkeyPatch) -> problem.Problem:
         with vectors[task].apply(model):
             for split in own:
                 own[split][task] = problem.tasks.accuracy(model, "digits", task, split)  # type: ignore[arg-type]
-    batches = {task: problem._calibration("digits", task) for task in TASKS}
-    losses = {task: problem._Loss(tuple(found)) for task, found in batches.items()}
+    batches = {task: problem.calibration("digits", task)[:2] for task in TASKS}
+    losses = {task: problem.CalibrationLoss(tuple(found)) for task, found in batches.items()}
     lessons = {task: Lesson(found) for task, found in batches.items()}
     return problem.Problem("digits", 0, models, vectors, own, losses, lessons)
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 import paring
 from paring.delta.taskvector import TaskVector
 from paring.fusion.held import Task
 from paring.slim.lesson import Lesson
 from quality import tasks
-from slimming.finetunes import HEAD, LESSON_ROWS, NUM_CALIBRATION, tuned_tensors
+from slimming.finetunes import HEAD, CalibrationLoss, calibration, tuned_tensors
 
 CHOICE = {"digits": 1, "docstrings": 4}  # settings are chosen on one of so many batches of validation rows
 TASKS = {"digits": tasks.SUITES["digits"].tasks, "docstrings": (*tasks.SUITES["docstrings"].tasks, "raises")}
@@ -74,8 +73,8 @@ def problem(suite: str, seed: int, zoo: Path, results: Path) -> Problem:
             for split in own:
                 every = CHOICE[suite] if split == "validation" else 1
                 own[split][task] = tasks.accuracy(model, suite, task, split, every)  # type: ignore[arg-type]
-    batches = {task: _calibration(suite, task) for task in names}
-    losses = {task: _Loss(tuple(found)) for task, found in batches.items()}
+    batches = {task: calibration(suite, task) for task in names}
+    losses = {task: CalibrationLoss(tuple(found)) for task, found in batches.items()}
     return Problem(suite, seed, models, vectors, own, losses, {task: Lesson(found) for task, found in batches.items()})
 
 
@@ -95,27 +94,3 @@ def share_body(models: Mapping[str, nn.Module]) -> None:
     prefix = str(first.base_model_prefix)
     for model in others:
         setattr(model, prefix, getattr(first, prefix))
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """Mean cross-entropy of a model on the calibration rows."""
-
-    batches: tuple[tasks.Batch, ...]
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> float:
-        total, count = 0.0, 0
-        for batch in self.batches:
-            logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
-            total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
-            count += len(batch["labels"])
-        return total / count
-
-
-def _calibration(suite: str, task: str) -> list[tasks.Batch]:
-    rows = tasks._rows(suite, task, "calibration")[:NUM_CALIBRATION]
-    if suite == "docstrings":
-        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
-    size = LESSON_ROWS[suite]
-    return [tasks._collate(rows[i : i + size]) for i in range(0, len(rows), size)]

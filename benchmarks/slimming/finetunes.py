@@ -54,6 +54,31 @@ class FineTune:
             return tasks.accuracy(self.model, self.suite, self.task, split)
 
 
+@dataclass(frozen=True)
+class CalibrationLoss:
+    """Mean cross-entropy of a model on the calibration rows."""
+
+    batches: tuple[tasks.Batch, ...]
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> float:
+        total, count = 0.0, 0
+        for batch in self.batches:
+            logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+            total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
+            count += len(batch["labels"])
+        return total / count
+
+
+def calibration(suite: str, task: str) -> list[tasks.Batch]:
+    """The rows as batches; texts of about one length together."""
+    rows = tasks._rows(suite, task, "calibration")[:NUM_CALIBRATION]
+    if suite == "docstrings":
+        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
+    size = LESSON_ROWS[suite]
+    return [tasks._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
 def fine_tune(suite: str, task: str, method: str, seed: int, zoo: Path, results: Path) -> FineTune:
     """From the zoo; what is missing there, or in a format of an earlier version, is tuned anew."""
     model = tasks.fresh_model(suite, task, seed).eval()
@@ -62,21 +87,8 @@ def fine_tune(suite: str, task: str, method: str, seed: int, zoo: Path, results:
     new = suite == "docstrings"  # the pretrained MiniLM has no head, the ViT has one for the same ten digits
     base = {name: tensor for name, tensor in fresh.items() if not (new and name.startswith(HEAD))}
     vector = paring.diff(base, {**fresh, **tuned}).in_memory()
-    rows = tasks._rows(suite, task, "calibration")[:NUM_CALIBRATION]
-    if suite == "docstrings":
-        rows = sorted(rows, key=lambda row: len(row["input_ids"]))
-    size = LESSON_ROWS[suite]
-    batches = [tasks._collate(rows[i : i + size]) for i in range(0, len(rows), size)]
-
-    @torch.no_grad()
-    def loss(of: nn.Module) -> float:
-        total = 0.0
-        for batch in batches:
-            logits = of(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
-            total += float(functional.cross_entropy(logits, batch["labels"], reduction="sum"))
-        return total / len(rows)
-
-    return FineTune(suite, task, model, vector, Lesson(batches), loss)
+    batches = calibration(suite, task)
+    return FineTune(suite, task, model, vector, Lesson(batches), CalibrationLoss(tuple(batches)))
 
 
 def tuned_tensors(
