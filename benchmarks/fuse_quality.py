@@ -11,32 +11,12 @@ searches see 256 calibration rows of each task, test rows are scored once. Besid
 missing there is tuned anew.
 """
 
-import argparse
-import os
-from pathlib import Path
-
-HERE = Path(__file__).parent
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suites", nargs="+", default=["digits", "docstrings"], choices=["digits", "docstrings"])
-    parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="fine-tunes of as many seeds at a time, a thread each"
-    )
-    parser.add_argument("--minutes", type=float, help="begin nothing new after so long")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
-    parser.add_argument("--zoo", type=Path, default=HERE / "zoo", help="folder of the fine-tunes")
-    parser.add_argument("--report", action="store_true", help="tables of what there is; run nothing")
-    arguments = parser.parse_args()
-
     from fusing import plan, report
+    from quality import command
 
-    for suite in arguments.suites:
-        store = plan.store(arguments.out, suite)
-        if not arguments.report:
-            plan.run(suite, store, arguments.workers, arguments.zoo, arguments.out, arguments.minutes)
-        print(report.markdown(suite, list(store.cells.values())))
+    command.run(__doc__, plan, lambda suite, cells: print(report.markdown(suite, cells)))
 
 
 if __name__ == "__main__":
