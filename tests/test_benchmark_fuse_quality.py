@@ -100,13 +100,17 @@ def test_a_key_changes_with_what_its_line_depends_on(monkeypatch: pytest.MonkeyP
     assert {n for n, c in made.items() if c.key != before[n]} == {n for n, m in MERGES.items() if m.fitted}
 
 
-def test_the_plan_has_every_line_on_every_seed() -> None:
-    for suite in ("digits", "docstrings"):
+def test_the_plan_has_every_line_on_every_seed_of_the_vit_and_what_decides_on_every_seed_of_minilm() -> None:
+    every, others = {"joint", *MERGES}, {"docstrings": {0}, "digits": {0, 1, 2}}
+    assert set(plan.DECISIVE) < every and {*report.BELOW_NPS, "nps", "fit"} < set(plan.DECISIVE)
+    for suite, seeds in others.items():
+        found = [(c.seed, c.merge) for group in plan.cells(suite) for c in group]
+        assert len(found) == len(set(found))
+        assert set(found) == {(s, m) for s in range(3) for m in every if m in plan.DECISIVE or s in seeds}
         for group in plan.cells(suite):
             assert len({c.seed for c in group}) == 1  # loaded once
-        assert {(c.seed, c.merge) for g in plan.cells(suite) for c in g} == {
-            (s, m) for s in range(3) for m in ("joint", *MERGES)
-        }
+        decisive = [c.merge in plan.DECISIVE for group in plan.cells(suite) for c in group]
+        assert decisive == sorted(decisive, reverse=True)
 
 
 def test_shares_and_verdicts() -> None:

@@ -1,4 +1,4 @@
-"""What is measured, by worker processes of one thread, one for each set of fine-tunes; each finished line is stored at once."""
+"""What is measured, the lines that decide first, one set of fine-tunes a worker process."""
 
 import sys
 from functools import partial
@@ -11,11 +11,20 @@ from quality.groups import measured
 from quality.store import Store
 
 SEEDS = (0, 1, 2)
+DECISIVE = (  # what the goals name, the best without data, and what the searches and the fit bring
+    *("joint", "base", "average", "task_arithmetic", "ties", "dare_linear", "dare_ties", "consensus", "pcb", "tsv", "searched"),
+    *("nps", "nps+sum", "fit", "nps+fit", "slices+sum", "lanes", "lanes+sum", "emr"),
+)
+SCREENED = {"digits": SEEDS, "docstrings": (0,)}  # seeds of all other lines
 
 
 def cells(suite: str) -> list[list[Cell]]:
-    """By set of fine-tunes."""
-    return [[Cell(suite, seed, merge) for merge in ("joint", *MERGES)] for seed in SEEDS]
+    """By set of fine-tunes: the lines that decide of all sets, then the others."""
+    others = [merge for merge in MERGES if merge not in DECISIVE]
+    return [
+        *([Cell(suite, seed, merge) for merge in DECISIVE] for seed in SEEDS),
+        *([Cell(suite, seed, merge) for merge in others] for seed in SCREENED[suite]),
+    ]
 
 
 def store(results: Path, suite: str) -> Store:
