@@ -142,6 +142,11 @@ def test_shards(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
     assert_same_bits(bits(other), bits(model))
     with pytest.raises(FileExistsError):
         paring.save_delta(vector, folder, shard_bytes=600, overwrite=False)
+    assert paring.save_delta(vector, folder, shard_bytes=600) == written
+    (folder / "model.safetensors").touch()
+    with pytest.raises(FileExistsError, match=r"holds model\.safetensors, which overwriting it would remove"):
+        paring.save_delta(vector, folder, shard_bytes=600)
+    (folder / "model.safetensors").unlink()
     (folder / files[1]).unlink()
     with pytest.raises(DeltaError, match=f"lacks {files[1]}, which its index names"):
         paring.load_delta(folder)

@@ -481,14 +481,41 @@ def test_what_is_refused(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "some models have a weight and others none" in said(*both, models=weights)
 
 
-def test_an_error_while_writing_leaves_nothing(of: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
 
+
+def test_an_error_while_writing_leaves_nothing(of: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paring.recipes.fusion.written.save_delta", full)
     config = of.config(tmp_path / "m.yml", "nps")
     assert main(["fuse", str(config), str(tmp_path / "merged"), *of.options("calibration"), "--budget", "4"]) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["m.yml"]
+
+
+def test_an_error_brings_back_what_was_to_be_overwritten(
+    of: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["fuse", str(of.config(tmp_path / "m.yml", "task_arithmetic")), str(tmp_path / "merged")]
+    command += [*of.options("calibration"), "--budget", "4", "--prune", "magnitude", "--keep"]
+    bank = tmp_path / "merged.pruned"
+
+    def there() -> dict[str, bytes]:
+        return {str(p.relative_to(tmp_path)): p.read_bytes() for p in sorted(tmp_path.rglob("*")) if p.is_file()}
+
+    assert main([*command, "0.1"]) == 0
+    before = there()
+    for failing in ("paring.recipes.fusion.written.save_delta", "paring.recipes.fusion.bank.save_delta"):
+        with monkeypatch.context() as patch:
+            patch.setattr(failing, full)
+            assert main([*command, "0.3", "--overwrite"]) == 2
+        assert there() == before
+    assert main([*command, "0.3", "--overwrite"]) == 0
+    after = there()
+    assert after.keys() == before.keys() and all(after[n] != before[n] for n in before if bank.name in n)
+    (bank / "notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert main([*command, "0.3", "--overwrite"]) == 2
+    assert f"{bank} holds notes.txt, which overwriting it would remove" in capsys.readouterr().err
 
 
 def test_weights_in_a_configuration(tmp_path: Path) -> None:

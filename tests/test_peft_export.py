@@ -245,6 +245,10 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "base" / "config.json").unlink()  # the delta has the tuned model's own
     command = ["export", str(delta), str(out), "--rank", "2", "--base", str(tmp_path / "base")]
     assert main([*command, "--overwrite"]) == 0
+    (out / "optimizer.pt").touch()
+    assert main([*command, "--overwrite"]) == 2
+    assert f"{out} holds optimizer.pt, which overwriting it would remove" in capsys.readouterr().err
+    (out / "optimizer.pt").unlink()
     (tmp_path / "empty").mkdir()
     assert main([*command, "--config", str(tmp_path / "empty")]) == 2
     assert "there is no config.json in" in capsys.readouterr().err

@@ -88,3 +88,38 @@ def test_scores_of_the_fine_tune_are_not_passed_off(tmp_path: Path) -> None:
     for name in "st":
         facts = paring.load_delta(tmp_path / f"{name}.safetensors").facts
         assert facts["scores"] == {} and facts["tuned_scores"] == {"test": 0.9}
+
+
+OUTPUTS = {  # arguments, and a file that is written
+    "a delta for each keep": (["{out}", "--keep", "0.1,0.2"], "keep-0.1.delta.safetensors"),
+    "a bank": (["--bank", "{out}", "--keep", "0.1"], "d.delta.safetensors"),
+    "a delta": (["{out}", "--keep", "0.1"], ""),
+    "a report": (["{other}", "--keep", "0.1", "--report", "{out}"], "slim.json"),
+}
+
+
+@pytest.mark.parametrize("what", OUTPUTS)
+def test_overwriting_removes_no_work_of_others(
+    made: tuple[Path, Path], capsys: pytest.CaptureFixture[str], what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a command wrote is replaced, a folder with anything else is not; and that is said before anything is pruned."""
+    base, delta = made
+    out, other = base.parent / "out", base.parent / "other.delta.safetensors"
+    given, written = OUTPUTS[what]
+    command = ["slim", str(delta), *(a.format(out=out, other=other) for a in given), "--base", str(base)]
+    assert main(command) == 0, capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0, capsys.readouterr().err
+    if written:
+        assert (out / written).is_file()
+        (out / "thesis.tex").write_text("years of work")
+        expected = f"{out} holds thesis.tex, which overwriting it would remove"
+    else:
+        out.unlink()
+        out.mkdir()
+        expected = f"{out} is a folder, expected a file or nothing"
+    before = sorted(p.name for p in out.iterdir())
+    monkeypatch.setattr("paring.recipes.slim.run.try_all", None)
+    monkeypatch.setattr("paring.recipes.slim.many.opened", None)
+    assert main([*command, "--overwrite"]) == 2
+    assert expected in capsys.readouterr().err
+    assert sorted(p.name for p in out.iterdir()) == before

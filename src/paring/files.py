@@ -10,8 +10,9 @@ import shutil
 import socket
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from paring import syscalls
@@ -46,15 +47,17 @@ def replacing(path: Path, overwrite: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: Path, overwrite: bool = False, *, empty: bool = False) -> Iterator[Path]:
+def replacing_folder(
+    path: Path, overwrite: bool = False, *, empty: bool = False, ours: Collection[str] | None = None
+) -> Iterator[Path]:
     """A new temporary folder beside ``path`` to fill; renamed to ``path`` on leaving, removed when an exception leaves.
 
     Files are synced to disk before that. With ``overwrite`` an old folder is swapped in one step (on Linux; elsewhere two
     renames, between which there is none), then removed with all it holds. Of a link, the folder it leads to is replaced.
-    With ``empty`` a folder that holds nothing counts as none.
+    With ``empty`` a folder that holds nothing counts as none. ``ours``: see ``refuse_others``; None: the caller has looked.
 
     Raises:
-        FileExistsError: ``path`` is there and ``overwrite`` is False, or it is no folder.
+        FileExistsError: ``path`` is there and ``overwrite`` is False, or it is no folder, or it holds other files than ours.
     """
     path = path.resolve()
     vacant = empty and not overwrite and path.is_dir() and not any(path.iterdir())
@@ -62,9 +65,9 @@ def replacing_folder(path: Path, overwrite: bool = False, *, empty: bool = False
         _refuse_present(path, overwrite)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} is a file, expected a folder or nothing; take another name, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path) + f"{os.getpid()}-", dir=path.parent))
-    try:
+    if ours is not None:
+        refuse_others(path, ours)
+    with hidden_folder(path) as temporary:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for inner in temporary.rglob("*"):
@@ -73,10 +76,38 @@ def replacing_folder(path: Path, overwrite: bool = False, *, empty: bool = False
         if vacant:
             with suppress(OSError):  # filled or removed meanwhile: the next line says so, or need not
                 path.rmdir()
-        put_in_place(temporary, path, overwrite)
-    finally:  # what was not finished, or the old one
+        put_in_place(temporary, path, overwrite)  # the old one, where there was one, is now called temporary
+
+
+@contextmanager
+def hidden_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside ``path``, removed on leaving with what is in it then, as are those that killed processes left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(path) + f"{os.getpid()}-", dir=path.parent))
+    try:
+        yield temporary
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _remove_leftovers(path)
+
+
+def refuse_others(folder: Path, ours: Collection[str]) -> None:
+    """That replacing a folder removes what a command like this one wrote into it, and nothing of anyone else's.
+
+    Args:
+        ours: patterns of the names of such files. A folder inside is never ours.
+
+    Raises:
+        FileExistsError: naming what else is in there.
+    """
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    others = [p.name for p in inner if p.is_dir() or not any(fnmatch(p.name, pattern) for pattern in ours)]
+    if others:
+        named = ", ".join(others[:5]) + (f" and {len(others) - 5:,} more" if len(others) > 5 else "")
+        raise FileExistsError(
+            f"{folder} holds {named}, which overwriting it would remove, and expected there is only {', '.join(ours)}; take "
+            "another name, or remove it first"
+        )
 
 
 def put_in_place(folder: Path, path: Path, overwrite: bool) -> None:

@@ -32,6 +32,7 @@ from paring.delta.taskvector import Lazy, TaskVector, low_rank
 from paring.files import replacing, replacing_folder
 
 INDEX = "delta.safetensors.index.json"
+_SHARDS = "delta-*-of-*.safetensors"
 _MOST_IN_WORK, _BESIDE = 16, 160 << 20  # tensors in work, and their bytes beside the largest
 COMPRESSIONS = ("zstd", "none")
 _INDEX_FORMAT, _MOST_INDEX_BYTES = 1, 1 << 20
@@ -81,7 +82,7 @@ def save_delta(
             for name, encoded in _encoded(vector, values, group, compression, threads):
                 spool.add(name, encoded)
             return spool.finish(head)
-    with replacing_folder(path, overwrite) as folder, ExitStack() as stack:
+    with replacing_folder(path, overwrite, ours=(_SHARDS, INDEX)) as folder, ExitStack() as stack:
         spools = [stack.enter_context(Spool(folder / "0", room))]
         for name, encoded in _encoded(vector, values, group, compression, threads):
             if spools[-1].num_bytes and spools[-1].num_bytes + encoded.num_bytes > shard_bytes:

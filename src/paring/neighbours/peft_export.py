@@ -26,6 +26,7 @@ from paring.neighbours.peft_card import adapter_card
 from paring.neighbours.peft_plan import Plan, exact_pattern, plan
 
 PREFIX = "base_model.model."
+_FILES = ("adapter_model.safetensors", "adapter_config.json", "README.md")
 _WHY_NOT = "the rest of the delta, without these, is written with --allow-lost (allow_lost=True)"
 
 
@@ -114,10 +115,10 @@ def export_peft(
         parts.modules_to_save,
         sum(t.numel() * t.itemsize for t in tensors.values()),
     )
-    with replacing_folder(Path(out), overwrite) as folder:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
-        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-        (folder / "README.md").write_text(adapter_card(vector, exported, layers.called), "utf-8")
+    with replacing_folder(Path(out), overwrite, ours=_FILES) as folder:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / _FILES[0], {"format": "pt"})
+        (folder / _FILES[1]).write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        (folder / _FILES[2]).write_text(adapter_card(vector, exported, layers.called), "utf-8")
     return exported
 
 

@@ -1,28 +1,25 @@
 """``paring fuse`` with calibration rows, from a configuration to the merged model."""
 
-import math
-import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from paring.delta.files import save_delta
 from paring.delta.taskvector import TaskVector
-from paring.files import replacing_folder
 from paring.fuse.config import Config, read_config
 from paring.fuse.engine import Report, fuse
 from paring.fuse.models import Weights as Checkpoint
 from paring.fuse.models import open_models
 from paring.fuse.plan import Plan, make_plan
 from paring.fusion.groups import ALL
+from paring.recipes.fusion.bank import banked
 from paring.recipes.fusion.methods import Attempt, Body, Pruned, Say, body, choose, fitted, pruned, searched, unsearched
 from paring.recipes.fusion.named import NPS, Weights, configured, settled, tasks_of, with_weights
 from paring.recipes.fusion.problem import REPORTED, SELECTED, Problem, problem
 from paring.recipes.fusion.report import record, tables, written
 from paring.recipes.fusion.settings import FusionSettings, TaskOptions
 from paring.recipes.fusion.written import clear, finish, refuse_there, under_way
-from paring.recipes.slim.output import SUFFIX, check_new
+from paring.recipes.slim.output import DELTAS, SUFFIX, check_new
 from paring.recipes.slim.run import print_line
 
 
@@ -67,7 +64,7 @@ def fuse_searched(
     _check(config, references, tasks, settings, method)
     refuse_there(out, overwrite)
     if bank is not None:
-        check_new(bank, "--pruned", overwrite)
+        check_new(bank, "--pruned", overwrite, DELTAS)
     open_models(config)  # errors with the lines of the user's file, which the next configuration has no more
     equal = Weights({} if fixed else {name: [1.0] for name in references}, ALL)
     plan = make_plan(with_weights(config, equal), {*allow, "extra"})
@@ -93,20 +90,18 @@ def fuse_searched(
     final = with_weights(config, _weights(chosen, models), _remark(about, settings, chosen))
     merged = under_way(out)
     clear(merged)
+    kept = nullcontext() if bank is None else banked(bank, left, about, settings, method or "")
     try:
-        if bank is not None:
-            _write_bank(bank, left, about, settings, method or "", overwrite)
-        engine = {"device": device, "threads": threads, "shard_bytes": shard_bytes}
-        values = chosen.fitted.values if chosen.fitted else None
-        fuse(final, merged, allow={*allow, "extra"}, report=report, fitted=values, **engine)  # type: ignore[arg-type]
-        base = plan.models[plan.main]
-        assert isinstance(base, Checkpoint)
-        scores = {t.name: {split: of[t.name].metric[1] for split, of in chosen.scores.items()} for t in about.tasks}
-        heads = finish(merged, out, about.tasks, base.source, found, lines, scores, overwrite)
+        with kept:
+            values = chosen.fitted.values if chosen.fitted else None
+            engine = {"device": device, "threads": threads, "shard_bytes": shard_bytes}
+            fuse(final, merged, allow={*allow, "extra"}, report=report, fitted=values, **engine)  # type: ignore[arg-type]
+            base = plan.models[plan.main]
+            assert isinstance(base, Checkpoint)
+            scores = {t.name: {split: of[t.name].metric[1] for split, of in chosen.scores.items()} for t in about.tasks}
+            heads = finish(merged, out, about.tasks, base.source, found, lines, scores, overwrite)
     except BaseException:
         clear(merged)
-        if bank is not None:
-            shutil.rmtree(bank, ignore_errors=True)
         raise
     for line in written(out, chosen, heads, bank):
         say(line)
@@ -216,19 +211,3 @@ def _remark(about: Problem, settings: FusionSettings, chosen: Attempt) -> str:
     if chosen.fitted is not None:
         said += "\nThis makes the merge that was fitted. Fitted values follow from the rows, too: they are in the weights alone"
     return said
-
-
-def _write_bank(
-    bank: Path, left: Mapping[str, Pruned], about: Problem, settings: FusionSettings, method: str, overwrite: bool
-) -> None:
-    with replacing_folder(bank, overwrite, empty=True) as folder:
-        for task in about.tasks:
-            tuned = {split: of[task.name].metric[1] for split, of in about.tuned.items()}
-            facts = {
-                **{k: v for k, v in task.vector.facts.items() if k not in ("scores", "calibration")},
-                "config": dict(task.config),
-                "method": method,
-                "keep": settings.keep,
-                "tuned_scores": {split: v for split, v in tuned.items() if math.isfinite(v)},
-            }
-            save_delta(left[task.name].vector, folder / f"{task.name}{SUFFIX}", facts, values=settings.values)

@@ -19,7 +19,7 @@ from paring.files import replacing_folder
 from paring.recipes.calibration import Files
 from paring.recipes.made_with import made_with
 from paring.recipes.slim.methods import choose, summary
-from paring.recipes.slim.output import SUFFIX, check_new, facts_of
+from paring.recipes.slim.output import DELTAS, SUFFIX, check_new, facts_of
 from paring.recipes.slim.problem import Problem
 from paring.recipes.slim.report import NOT_KNOWN, aligned
 from paring.recipes.slim.run import LOCAL, Say, begin_record, final_scores, opened, print_line, try_all
@@ -59,7 +59,7 @@ def slim_bank(
     if settings.report is not None:
         raise ValueError(f"--report is for one delta; a bank's numbers are written into it, as {RECORD}")
     _check_names(deltas, files)
-    check_new(bank, "--bank", settings.overwrite)
+    check_new(bank, "--bank", settings.overwrite, (*DELTAS, RECORD))
     for name in deltas:
         settings.chosen(name in files)
     vectors = {name: load_delta(path) for name, path in deltas.items()}
@@ -74,7 +74,7 @@ def slim_bank(
         records[name]["checkpoint_bytes"] = checkpoint_bytes(vectors[name])
     record: dict[str, Any] = {"keep": keep, "base_bytes": base_bytes(vectors[first].base), "tasks": records}
     record |= made_with(asdict(settings), LOCAL)
-    with replacing_folder(bank, settings.overwrite, empty=True) as folder:
+    with replacing_folder(bank, settings.overwrite, empty=True, ours=(*DELTAS, RECORD)) as folder:
         for name, (vector, facts) in made.items():
             path = folder / f"{name}{SUFFIX}"
             records[name]["slim_bytes"] = save_delta(vector, path, facts, values=settings.values, group=settings.group)

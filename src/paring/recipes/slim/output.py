@@ -1,18 +1,21 @@
 """Where the result goes: looked at before hours of work, written when all of it is there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paring.delta.files import save_delta
-from paring.files import replacing_folder
+from paring.files import refuse_others, replacing_folder
 from paring.recipes.slim.methods import Attempt
 from paring.recipes.slim.problem import Problem
 from paring.recipes.slim.settings import SlimSettings
+from paring.report import PAGE
 from paring.tasks.extras import require
 
 SUFFIX = ".delta.safetensors"
+DELTAS = (f"*{SUFFIX}", PAGE)  # files of a folder of deltas; the page is what ``paring report`` adds
+REPORT = ("*.json", "*.svg", "*.png", PAGE)  # those of a report
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,28 @@ class Written:
     num_bytes: int
 
 
-def check_new(path: Path, what: str, overwrite: bool) -> None:
-    """That nothing at ``path`` would be lost.
+def check_new(path: Path, what: str, overwrite: bool, ours: Collection[str] = ()) -> None:
+    """That nothing at ``path`` would be lost, and that it can be written.
+
+    Args:
+        ours: of a folder to write, patterns of the files in it; none: a file is to be written.
 
     Raises:
-        FileExistsError: something is there and ``overwrite`` is False.
+        FileExistsError: something is there and ``overwrite`` is False, or it is no such file or folder.
     """
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+    folder = path.is_dir()
+    if path.exists() and not overwrite and not (folder and ours and not any(path.iterdir())):
         raise FileExistsError(f"{what}: {path} is there already; take another name, or --overwrite replaces it")
+    if path.exists() and folder != bool(ours):
+        is_, expected = ("folder", "file") if folder else ("file", "folder")
+        raise FileExistsError(f"{what}: {path} is a {is_}, expected a {expected} or nothing; take another name")
+    refuse_others(path, ours)
 
 
 def check_report(settings: SlimSettings) -> None:
     """That a report can be made."""
     if settings.report is not None:
-        check_new(Path(settings.report), "--report", settings.overwrite)
+        check_new(Path(settings.report), "--report", settings.overwrite, REPORT)
         require("matplotlib.figure", "--report")
 
 
@@ -56,7 +67,7 @@ def write(
     if len(finished) == 1:
         (keep,) = finished
         return {keep: Written(out, save(keep, out, settings.overwrite))}
-    with replacing_folder(out, settings.overwrite, empty=True) as folder:
+    with replacing_folder(out, settings.overwrite, empty=True, ours=DELTAS) as folder:
         sizes = {keep: save(keep, folder / name_of(keep), False) for keep in finished}
     return {keep: Written(out / name_of(keep), size) for keep, size in sizes.items()}
 

@@ -15,7 +15,7 @@ from paring.recipes.calibration import Files
 from paring.recipes.made_with import made_with
 from paring.recipes.scoring import Scores
 from paring.recipes.slim.methods import Attempt, attempt, choose, plan, summary
-from paring.recipes.slim.output import check_new, check_report, facts_of, write
+from paring.recipes.slim.output import DELTAS, check_new, check_report, facts_of, write
 from paring.recipes.slim.problem import Problem, described, problem
 from paring.recipes.slim.progress import Lines
 from paring.recipes.slim.report import NOT_KNOWN, against, kept_line, table
@@ -64,7 +64,7 @@ def slim(
     """
     delta, out = Path(delta), Path(out)
     method = settings.chosen(files is not None)
-    check_new(out, "OUT", settings.overwrite)
+    check_new(out, "OUT", settings.overwrite, DELTAS if len(settings.keep) > 1 else ())
     check_report(settings)
     about = opened(delta, base, files, method, settings)
     made = about if isinstance(about, Problem) else None

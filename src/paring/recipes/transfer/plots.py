@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paring.files import replacing_folder
+from paring.recipes.slim.output import REPORT
 from paring.recipes.slim.plots import drawn
 from paring.tasks.extras import require
 
@@ -35,7 +36,7 @@ def write_report(record: Record, folder: Path, overwrite: bool) -> list[str]:
     content = {NUMBERS: (json.dumps(record, indent=2) + "\n").encode()}
     for name, plot in (("curves", curves), ("pareto", front)):
         content |= {f"{name}.{kind}": drawn(plot(record), kind) for kind in _FORMATS}
-    with replacing_folder(folder, overwrite, empty=True) as temporary:
+    with replacing_folder(folder, overwrite, empty=True, ours=REPORT) as temporary:
         for name, data in content.items():
             (temporary / name).write_bytes(data)
     return list(content)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paring.delta.files import load_delta, save_delta
-from paring.recipes.slim.output import check_new
+from paring.recipes.slim.output import REPORT, check_new
 from paring.recipes.slim.run import Say, print_line
 from paring.recipes.transfer.methods import candidates
 from paring.recipes.transfer.originals import Original
@@ -90,7 +90,7 @@ def _check(originals: Mapping[str, Original], out: str | Path | None, settings: 
     if out is not None:
         check_new(Path(out), "--out", settings.overwrite)
     if settings.report is not None:
-        check_new(Path(settings.report), "--report", settings.overwrite)
+        check_new(Path(settings.report), "--report", settings.overwrite, REPORT)
         require("matplotlib.figure", "--report")
 
 
