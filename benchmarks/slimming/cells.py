@@ -25,6 +25,7 @@ from slimming.finetunes import LESSON_ROWS, FineTune, fine_tune
 BUDGET = 200  # evaluations of a search
 CODED = ("fp16", "int8", "int4", "sign")
 REVISION = 2  # raised when a change here, or in what is measured, makes older results incomparable
+REFIT = 2  # the same for changes of the refit
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Cell:
         if self.method.startswith(("fitted", "salient")):
             what["exponent"] = EXPONENT
         if self.method.startswith("fitted") or self.method.endswith("+refit"):
-            what["refit"] = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")}
+            what["refit"] = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")} | {"revision": REFIT}
             what["rows"] = LESSON_ROWS[self.suite]
         return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -45,7 +45,8 @@ def groups(suite: str) -> list[list[Cell]]:
             *(of(task, 0, "full", VARIED, VARIED_KEEPS) for task in tasks),
         ]
     return [
-        *(of(task, seed, "full", ("fitted",)) for task, seed in every),
+        *(of(task, seed, "full", ("fitted",), keeps[:1]) for task, seed in every),
+        *(of(task, seed, "full", ("fitted",), keeps[1:]) for task, seed in every),
         *(of(task, seed, "full", DATA_FREE) for task, seed in every),
         *(of(task, seed, "full", (BEST_SEARCH,)) for task, seed in every),
         *(of(task, 0, SLICE, ("rescaled", "fitted")) for task in tasks),

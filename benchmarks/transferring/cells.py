@@ -17,6 +17,7 @@ from paring.recipes.transfer.report import best_place
 from paring.recipes.transfer.settings import TransferSettings
 from paring.slim.refit import Refit
 from quality.store import versions
+from slimming.cells import REFIT
 from transferring.lines import BUDGET, KEEP, LINES, PATH, SUBSPACES
 from transferring.problem import originals, problem
 
@@ -40,7 +41,7 @@ class Cell:
         if line.method in ("nps", "joint"):
             what |= {"budget": BUDGET[self.suite], "subspaces": SUBSPACES}
         if line.method == "fitted":
-            what["refit"] = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")}
+            what["refit"] = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")} | {"revision": REFIT}
         return blake2b(dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
