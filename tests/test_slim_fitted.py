@@ -15,7 +15,7 @@ from paring.slim.fitted import prune_fitted, prune_salient
 from paring.slim.lesson import Lesson, logits_and_hidden_states, mixed
 from paring.slim.lost import as_stored
 from paring.slim.pruners import num_entries, num_kept, prune
-from paring.slim.refit import Refit, refit
+from paring.slim.refit import Refit, _missing, refit
 from paring.slim.saliency import saliency
 
 KEEP = 0.02
@@ -152,6 +152,12 @@ def test_a_factor_for_each_tensor_comes_first_and_the_nearer_it_leads_the_slower
     assert after < facts["start"] < 0.2 * before
     whole = distance(base, vector, prune(vector, "magnitude", 1e-9), lesson)
     assert facts["rate"] == pytest.approx(Refit().rate * (facts["start"] / whole) ** 0.5, rel=0.05)
+
+
+def test_how_far_a_start_is() -> None:
+    assert _missing(0.5, 2.0) == 0.5 and _missing(3.0, 2.0) == 1.0
+    assert _missing(-1e-9, 2.0) == 0.0  # what a divergence of equal answers is rounded to
+    assert _missing(0.1, 0.0) == _missing(0.1, float("nan")) == 1.0
 
 
 def test_half_precision_and_other_pruners(vector: TaskVector, lesson: Lesson) -> None:

@@ -176,8 +176,8 @@ def _tuned(
 
 
 def _missing(start: float, base: float) -> float:
-    """How far the start is from the fine-tune, of the base's way there; distances are squares."""
-    return min(1.0, math.sqrt(start / base)) if math.isfinite(base) and base > 0 else 1.0
+    """How far the start is from the fine-tune, of the base's way there; distances are squares, rounded to below zero even."""
+    return math.sqrt(min(1.0, max(0.0, start / base))) if math.isfinite(base) and base > 0 else 1.0
 
 
 def _batches(lesson: Lesson, how: Refit) -> Iterator[Batch]:
