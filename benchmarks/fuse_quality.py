@@ -7,8 +7,8 @@
 
 Tasks share a body and keep their own heads. Settings of a method (weight, lambda, density) are chosen on validation rows,
 searches see 256 calibration rows of each task, test rows are scored once. Beside the merges: the fine-tunes themselves (what
-100 % is) and one model trained on all tasks at once. Three seeds; on MiniLM one of the lines that decide nothing. The
-fine-tunes are those of tune_quality.py (benchmarks/zoo); what is missing there is tuned anew.
+100 % is) and one model trained on all tasks at once. Three seeds; on MiniLM one seed of the lines that no goal is about.
+The fine-tunes are those of tune_quality.py (benchmarks/zoo); what is missing there is tuned anew.
 """
 
 

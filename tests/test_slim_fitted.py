@@ -184,7 +184,7 @@ def test_the_base_comes_back_whatever_happens(base: nn.Module, vector: TaskVecto
     def broken(model: nn.Module, batch: Any) -> list[Tensor]:
         return [out * torch.nan for out in logits_and_hidden_states(model, batch)]
 
-    with pytest.raises(DeltaError, match="the distance to the fine-tune is nan before the first step"):
+    with pytest.raises(DeltaError, match="the fine-tune is nan away before the first step"):
         refit(pruned, vector, base, Lesson(lesson.batches, broken), Refit(steps=5))
     assert all(torch.equal(before[name], tensor) for name, tensor in base.state_dict().items())
     assert sum(len(p._post_accumulate_grad_hooks or ()) for p in base.parameters()) == hooks

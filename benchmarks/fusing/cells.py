@@ -27,6 +27,7 @@ from paring.fusion.searched import Objective, search_weights
 from paring.search.settings import SearchSettings
 from quality import tasks
 from quality.store import versions
+from slimming.cells import refit_identity
 
 REVISION = 1  # raised when a change here makes older results incomparable
 
@@ -47,6 +48,8 @@ class Cell:
             what |= {"how": asdict(merge)}
             if merge.searched or merge.front in ("nps", "fitted"):
                 what |= {"budget": BUDGET[self.suite], "subspaces": SUBSPACES, "keep": KEEP}
+            if merge.front == "fitted":
+                what |= {"refit": refit_identity()}
             if merge.fitted:
                 what |= {"fit": asdict(Fit())}
         return blake2b(dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()

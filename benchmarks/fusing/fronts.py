@@ -13,11 +13,12 @@ from paring.slim.fitted import prune_fitted
 from paring.slim.nps import Nps, prune_nps
 from paring.slim.pruners import prune
 from paring.slim.refit import Refit
+from slimming.cells import refit_identity
 
 BUDGET = {"digits": 200, "docstrings": 60}  # evaluations of a search
 SUBSPACES = "magnitude*kind"
 SLICE = "static-column-r16"
-REVISION = 2  # raised when a change here, or of a search or a refit, makes what is kept another
+REVISION = 1  # raised when a change here, or of a search, makes what is kept another
 
 
 def task_vectors(about: Problem, front: str, zoo: Path, results: Path) -> dict[str, TaskVector]:
@@ -40,6 +41,8 @@ def _pruned(about: Problem, task: str, front: str, zoo: Path) -> TaskVector:
     if front in ("magnitude", "dare"):
         return prune(vector, front, KEEP, seed=about.seed).in_memory()
     what = [about.suite, task, about.seed, front, KEEP, SUBSPACES, BUDGET[about.suite], vector.base.total, REVISION]
+    if front == "fitted":
+        what.append(refit_identity())
     key = blake2b(dumps(what).encode(), digest_size=8).hexdigest()
     path = zoo / f"{about.suite}-{task}-{front}-{about.seed}-{key}.delta.safetensors"
     if not path.exists():

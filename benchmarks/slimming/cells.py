@@ -28,6 +28,11 @@ REVISION = 2  # raised when a change here, or in what is measured, makes older r
 REFIT = 2  # the same for changes of the refit
 
 
+def refit_identity() -> dict[str, Any]:
+    """What the values of a refit depend on beside its rows."""
+    return {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")} | {"revision": REFIT}
+
+
 @dataclass(frozen=True)
 class Cell:
     """What is measured: ``method`` is one of ``TITLES`` on the fine-tune ``tuned`` ("full" or a slice's name); behind a stroke
@@ -48,7 +53,7 @@ class Cell:
         if self.method.startswith(("fitted", "salient")):
             what["exponent"] = EXPONENT
         if self.method.startswith("fitted") or self.method.endswith("+refit"):
-            what["refit"] = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")} | {"revision": REFIT}
+            what["refit"] = refit_identity()
             what["rows"] = LESSON_ROWS[self.suite]
         return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -15,9 +15,8 @@ from paring.recipes.transfer.methods import Candidate, candidates
 from paring.recipes.transfer.problem import Place, Problem
 from paring.recipes.transfer.report import best_place
 from paring.recipes.transfer.settings import TransferSettings
-from paring.slim.refit import Refit
 from quality.store import versions
-from slimming.cells import REFIT
+from slimming.cells import refit_identity
 from transferring.lines import BUDGET, KEEP, LINES, PATH, SUBSPACES
 from transferring.problem import originals, problem
 
@@ -41,7 +40,7 @@ class Cell:
         if line.method in ("nps", "joint"):
             what |= {"budget": BUDGET[self.suite], "subspaces": SUBSPACES}
         if line.method == "fitted":
-            what["refit"] = {name: getattr(Refit(), name) for name in ("steps", "rate", "mix")} | {"revision": REFIT}
+            what["refit"] = refit_identity()
         return blake2b(dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

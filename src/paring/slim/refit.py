@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from paring.delta.codec.quantise import LARGEST
+from paring.delta.errors import DeltaError
 from paring.delta.taskvector import TaskVector
 from paring.slim.lesson import Batch, Lesson, check_tuning, endless, gradients
 from paring.slim.student import Student, Values
@@ -86,6 +87,8 @@ def refit(
     student = Student(pruned, model, teacher, lesson, how.values, how.group)
     with tuned.apply(teacher), student.placing, gradients(student.parameters, student.take, model):
         before = student.distance(student.kept)
+        if not math.isfinite(before):
+            raise DeltaError(f"refit: the fine-tune is {before} away before the first step; do its outputs overflow?")
         found = _multiple(student, _restoring(pruned, tuned), before)
         found = _scaled(student, found, _batches(lesson, how), how.steps // _FACTORS, report)
         start = found.distance
@@ -149,8 +152,9 @@ def _scaled(
         adam.step()
         if report is not None:
             report(step + 1, distance)
-    distance = student.distance(values())
-    return _Found(values(), distance, start.scale) if distance < start.distance else start
+    found = values()
+    distance = student.distance(found)
+    return _Found(found, distance, start.scale) if distance < start.distance else start
 
 
 def _tuned(
