@@ -67,9 +67,16 @@ def test_small_runs_become_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "figures": ["figure.svg"] if probe.kind == "spectra" else [],
         }
         assert all((folder / file).exists() for file in record["tables"].values())
-        said = record["verdict"]["sentence"].removeprefix("holds ").removeprefix("undecided: ").removeprefix("does not hold: ")
-        assert said in text
+        said = record["verdict"]["sentence"].removeprefix("holds ").partition(": ")
+        assert (said[2] or said[0]) in text
         answer = page._ANSWER[record["verdict"]["holds"]]
+        if probe.kind == "position":
+            assert record["verdict"]["sentence"].startswith("undecided, as measured it ")
+            answer += " (as measured it holds)" if record["verdict"]["measured"] else " (as measured it does not)"
+            (line,) = [line for line in text.splitlines() if f"](evidence/{probe.name}/probe.json), 2 seeds; " in line]
+            assert all(f"; {said}" in line for said in ("steps 2", "batch size 8", "rates 0.01", "positions 2", "axes column"))
+            assert "; rank 5" not in line  # the default
+        assert "; measured before the plan's settings changed: " in text  # quick ones, not the plan's
         if probe.kind == "spectra":  # of the checkpoint: it stands for both tasks
             assert rows["spectral balance"].endswith(f" | {answer} | {answer} | not run | not run |")
     assert rows["position does not matter: within ±1 point"].endswith(f" | not run | not run | {answer} | not run |")
@@ -84,8 +91,9 @@ def test_nothing_is_left_out_in_silence(tmp_path: Path, monkeypatch: pytest.Monk
     published.publish(tmp_path / "run", tmp_path / "docs" / "evidence" / "gradient-vit-turned")
     there = {path.name for path in (tmp_path / "docs" / "evidence" / "gradient-vit-turned").iterdir()}
     assert there == {"probe.json", "verdict.txt", "layers.csv"}
-    size = (tmp_path / "run" / "slices.csv").stat().st_size
-    assert f"its table `slices` ({size:,} bytes) is not kept" in page.write(plan.PROBES, tmp_path / "docs").read_text()
+    for file in ("slices.csv", "cells.jsonl"):
+        size = (tmp_path / "run" / file).stat().st_size
+        assert f"`{file}` ({size:,} bytes) is not kept" in page.write(plan.PROBES, tmp_path / "docs").read_text()
     record = json.loads((tmp_path / "run" / "probe.json").read_text())
     (tmp_path / "run" / "probe.json").write_text(json.dumps(record | {"state": "running"}))
     with pytest.raises(ValueError, match="the probe is not finished"):
@@ -122,3 +130,10 @@ def test_help_is_quick() -> None:
         "torch",
         "transformers",
     }
+
+
+def test_the_page_is_made_of_the_records() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    records = {probe.name: page._record(docs / "evidence" / probe.name) for probe in plan.PROBES}
+    assert any(records.values())
+    assert (docs / "evidence.md").read_text("utf-8") == page.text(plan.PROBES, records) + "\n"

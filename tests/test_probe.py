@@ -22,6 +22,7 @@ from probe_task import task
 
 MEASURED: list[int] = []
 FAILS_AT: list[int] = []
+NOTED: dict[int, str] = {}  # by cell, what comes up while it is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ def _plan(bench: Bench, settings: _Settings) -> Iterator[Plan]:
         if number in FAILS_AT:
             raise KeyboardInterrupt
         MEASURED.append(number)
+        if number in NOTED:
+            bench.note(NOTED[number])
         return {"squares": [{"square": number * number, "inverse": float("inf") if number == 0 else 1 / number}]}
 
     yield Plan([Cell({"number": i}) for i in range(settings.count)], measure, {"count": settings.count}, {"any": 1}, ("hello",))
@@ -62,6 +65,7 @@ KIND = Kind(
 def _squares(monkeypatch: pytest.MonkeyPatch) -> None:
     MEASURED.clear()
     FAILS_AT.clear()
+    NOTED.clear()
     monkeypatch.setitem(registry.KINDS, "squares", __name__)
 
 
@@ -69,7 +73,7 @@ def test_a_probe_writes_what_it_found(tmp_path: Path) -> None:
     result = task().probe("squares", tmp_path / "out")
     record = json.loads((tmp_path / "out" / "probe.json").read_text())
     assert (record["state"], record["kind"], record["num_cells"], record["facts"]) == ("finished", "squares", 4, {"any": 1})
-    assert record["verdict"] == {"holds": True, "sentence": "holds in 4 cells", "numbers": {"sum": 14}}
+    assert record["verdict"] == {"holds": True, "sentence": "holds in 4 cells", "measured": None, "numbers": {"sum": 14}}
     assert record["columns"] == KIND.columns and record["tables"] == {"squares": "squares.csv"} and record["figures"] == []
     assert record["notes"] == ["hello"] and record["settings"] == {"count": 4, "seeds": [0]}
     with (tmp_path / "out" / "squares.csv").open() as file:
@@ -125,6 +129,54 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
         task().probe("squares", foreign)
     with pytest.raises(ValueError, match="is a file; expected"):
         task().probe("squares", foreign / "thesis.txt")
+
+
+def test_what_comes_up_while_cells_are_measured_is_said_and_kept(tmp_path: Path) -> None:
+    NOTED.update({1: "texts were cut", 3: "texts were cut"})
+    said: list[str] = []
+    result = run("squares", str(task().model), out=tmp_path, figure=False, say=said.append)
+    assert said[:3] == ["paring: hello", "4 of 4 cells to measure, first number 0", "paring: texts were cut"]
+    assert said.count("paring: texts were cut") == 1 and result.record["notes"] == ["hello", "texts were cut"]
+    NOTED.clear()
+    assert task().probe("squares", tmp_path).record["notes"] == ["hello", "texts were cut"]  # of cells that are kept
+
+
+def test_cells_of_other_versions_are_told_apart(tmp_path: Path) -> None:
+    result = task().probe("squares", tmp_path)
+    there = result.record["versions"]
+    record = json.loads((tmp_path / "probe.json").read_text())
+    (tmp_path / "probe.json").write_text(json.dumps(record | {"versions": there | {"torch": "1.0"}}))
+    assert task().probe("squares", tmp_path).record["versions"]["torch"] == "1.0"  # nothing was measured with this one
+    cells = tmp_path / "cells.jsonl"
+    cells.write_text("".join(cells.read_text().splitlines(keepends=True)[:3]))
+    found = task().probe("squares", tmp_path).record
+    said = f'torch is "1.0" there, "{there["torch"]}" asked for'
+    assert found["versions"] == there and any("cells of an earlier run are kept" in n and said in n for n in found["notes"])
+
+
+def test_a_model_is_known_by_its_configuration_too(tmp_path: Path) -> None:
+    from shutil import copytree
+
+    model = copytree(task().model, tmp_path / "model")
+    given = {"data": str(task().data), "task": "text-classification", "max_length": 7, "rows": 8, "seeds": (0,)}
+    first = run("gradient", str(model), out=tmp_path / "out", figure=False, say=lambda line: None, **given)
+    assert first.record["places"]["model"] == "model"  # no folder of anyone's
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(ValueError, match=r"holds another probe.*config is \"[0-9a-f]{32}\" there"):
+        run("gradient", str(model), out=tmp_path / "out", figure=False, say=lambda line: None, **given)
+
+
+def test_rows_that_are_chosen_and_reported_on(tmp_path: Path) -> None:
+    from shutil import copytree
+
+    data = copytree(task().data, tmp_path / "rows")
+    shared = (data / "validation.csv").read_text().splitlines(keepends=True)[1]
+    with (data / "test.csv").open("a") as file:
+        file.write(shared)
+    with pytest.raises(ValueError, match=r"data: 1 of 31 test rows of .*rows stand in validation too; expected none"):
+        task().probe("gradient", tmp_path / "out", data=str(data))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from conftest import assert_same_bits, bert, bits, tokens
 from paring.cli.main import main
 from paring.probe.complexity import COUNTED, num_entries, step_cost
+from paring.probe.kinds import complexity
 from paring.probe.kinds.complexity import Settings, verdict
 from paring.probe.methods import FULL, OURS, Tuning, peft_methods, prepare
 from paring.tune.config import SliceConfig
@@ -141,6 +142,25 @@ def test_without_peft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("PEFT's methods are left out" in note for note in result.record["notes"])
     with pytest.raises(ValueError, match=r"there is no 'lora'; there are row, .*; PEFT's need its package: pip install"):
         task().probe("complexity", tmp_path / "other", methods=("lora",))
+
+
+@peft_only
+def test_a_machine_that_is_full_is_not_the_methods_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ]
+    for error in full:
+
+        def cost(*given: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(complexity, "step_cost", cost)
+        with pytest.raises(type(error)):
+            task().probe("complexity", tmp_path, methods=("lora",), rank=2)
+    monkeypatch.undo()
+    result = task().probe("complexity", tmp_path, methods=("lora",), rank=2)  # nothing was kept of it
+    assert result.tables["methods"][0]["refused"] is None
 
 
 def test_verdicts() -> None:

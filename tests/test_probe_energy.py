@@ -121,9 +121,9 @@ def test_of_a_model(tmp_path: Path) -> None:
     assert task().probe("energy", tmp_path / "again", rows=30, batch_size=8, seeds=(0, 1)).tables == result.tables
 
 
-def made(pretrained: list[float], untrained: list[float], k90: int) -> dict[str, list[Row]]:
+def made(pretrained: list[float], untrained: list[float], k90: int, rows: int = 60) -> dict[str, list[Row]]:
     def row(model: str, seed: int, layer: int, adjusted: float, k: int) -> Row:
-        found: Row = {"model": model, "seed": seed, "layer": layer, "adjusted": adjusted, "width": 100}
+        found: Row = {"model": model, "seed": seed, "layer": layer, "adjusted": adjusted, "width": 100, "rows": rows}
         return found | {"class_mean_k90": k, "energy_k90": 40}
 
     both = {"pretrained": pretrained, "untrained": untrained}
@@ -144,7 +144,10 @@ def test_verdicts() -> None:
     assert "95 % interval +0.3" in good.said and "8.0 of 100 directions" in good.said
     assert verdict(made([0.5, 0.52, 0.49], [0.1, 0.1, 0.12], 11), settings).holds is False  # not compact
     assert verdict(made([0.1, 0.1, 0.12], [0.5, 0.52, 0.49], 8), settings).holds is False  # worse than untrained
-    assert verdict(made([0.1, 0.3, 0.2], [0.2, 0.1, 0.2], 8), settings).holds is None
+    assert verdict(made([0.1, 0.3, 0.2], [0.2, 0.1, 0.2], 8), settings).sentence.startswith("undecided, as measured it holds: ")
+    few = verdict(made([0.5, 0.52, 0.49], [0.1, 0.1, 0.12], 8, rows=11), settings)  # any features would do
+    assert few.holds is None and "but 11 rows span no more than 10 directions, and the asked for are 10" in few.said
+    assert verdict(made([0.5, 0.52, 0.49], [0.1, 0.1, 0.12], 8, rows=12), settings).holds is True
     one = verdict(made([0.5], [0.1], 8), Settings(seeds=(0,)))
     assert one.holds is None and "one seed: no interval" in one.said and one.numbers["gain_half_width"] is None
 

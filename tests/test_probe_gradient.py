@@ -82,6 +82,7 @@ def test_every_slice_of_a_model(tmp_path: Path) -> None:
     assert result.verdict.sentence.startswith(
         f"holds for {2 * num_positions} of {2 * num_positions} slices ({num_positions} positions x 2 seeds, rank 5)"
     )
+    assert "the gradient is zero for 0.00 ± 0.00 % over seeds" in result.verdict.said
     layers = {(r["seed"], r["layer"]): r for r in result.tables["layers"] if r["axis"] == "row"}
     assert len(layers) == 26 and layers[0, "bert.pooler.dense"]["loss"] != layers[1, "bert.pooler.dense"]["loss"]
     again = task().probe("gradient", tmp_path / "again", rank=5, rows=32, batch_size=10, seeds=(0, 1))

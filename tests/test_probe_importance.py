@@ -127,7 +127,8 @@ def made(means: dict[str, float], spread: float) -> Tables:
 def test_verdicts() -> None:
     settings = Settings(axes=("row",))
     alike = {"most": 0.9, "least": 0.895, "mixed": 0.9, "random": 0.898}
-    assert verdict(made(alike, 0.02), settings).holds is True
+    assert verdict(made(alike, 0.001), settings).holds is True
+    assert verdict(made(alike, 0.02), settings).sentence.startswith("undecided, as measured it holds: ")
     apart = verdict(made(alike | {"least": 0.85}, 0.005), settings)
     assert apart.holds is False and "most over least +5.0 points" in apart.said
     assert verdict(made(alike | {"least": 0.87}, 0.04), settings).holds is None

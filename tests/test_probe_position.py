@@ -48,15 +48,25 @@ def made(means: list[float], spread: float) -> Tables:
 
 def test_verdicts() -> None:
     settings = Settings(axes=("row",))
-    inside = verdict(made([0.850, 0.856, 0.844], 0.001), settings)
+    inside = verdict(made([0.850, 0.856, 0.844], 0.0005), settings)
     assert inside.holds is True and inside.said.startswith("within ±0.6 points over 3 positions x 3 seeds")
     assert inside.numbers["row_farthest"] == pytest.approx(0.006) and inside.numbers["row_num_inside"] == 3
     outside = verdict(made([0.85, 0.90, 0.80], 0.001), settings)
     assert outside.holds is False and "1 of 3 inside" in outside.said
     unclear = verdict(made([0.85, 0.87, 0.83], 0.03), settings)
-    assert unclear.holds is None and unclear.numbers["row_by_chance"] > 0.01  # type: ignore[operator]
-    alone = {"runs": [row for row in made([0.85, 0.9], 0.0)["runs"] if row["seed"] == 0]}
-    assert "one seed: no interval" in verdict(alone, Settings(axes=("row",), seeds=(0,))).said
+    assert (
+        unclear.sentence.startswith("undecided, as measured it does not hold: within ±2.0 points")
+        and unclear.numbers["row_by_chance"] > 0.01
+    )  # type: ignore[operator]
+    noisy = verdict(made([0.850, 0.856, 0.844], 0.01), settings)
+    assert noisy.sentence.startswith("undecided, as measured it holds: within ±0.6 points")
+    alone = {"runs": [row for row in made([0.850, 0.856], 0.0)["runs"] if row["seed"] == 0]}
+    one = verdict(alone, Settings(axes=("row",), seeds=(0,)))
+    assert "one seed: no interval" in one.said and one.holds is None and one.measured is True
+    # Both axes are twice as many comparisons.
+    other = [row | {"axis": "column"} for row in made([0.850, 0.856, 0.844], 0.0005)["runs"]]
+    both = verdict({"runs": made([0.850, 0.856, 0.844], 0.0005)["runs"] + other}, Settings())
+    assert both.numbers["row_half_width"] > inside.numbers["row_half_width"]  # type: ignore[operator]
     table = summaries(made([0.85, 0.90, 0.80], 0.001))["positions"]
     assert [row["away"] for row in table] == pytest.approx([0, 0.05, -0.05])
     assert all(row["low"] < row["away"] < row["high"] for row in table)  # type: ignore[operator]

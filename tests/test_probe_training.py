@@ -121,8 +121,9 @@ def test_intervals_of_crossed_conditions() -> None:
     away = found.from_mean("c", among=3)
     assert away.difference == pytest.approx(table[2].mean() - table.mean())
     assert away.half == pytest.approx(stats.t.ppf(1 - 0.05 / 6, 4) * deviation * (2 / 9) ** 0.5)
-    (pair, widest) = found.widest()
-    assert pair == ("b", "c") and widest.difference == pytest.approx(0.09) and widest.half == found.between("a", "b", 3).half
+    pairs = found.pairs(among=5)
+    assert [pair for pair, _ in pairs] == [("b", "c"), ("a", "c"), ("b", "a")]
+    assert pairs[0][1].difference == pytest.approx(0.09) and pairs[0][1].half == found.between("a", "b", 5).half
     one = Crossed({"a": [0.5], "b": [0.6]})
     assert one.between("a", "b").half == float("inf") and one.between("a", "b").said() == "-10.0 points (one seed: no interval)"
     with pytest.raises(ValueError, match=r"conditions have \[1, 2\] values"):
@@ -140,10 +141,12 @@ def test_the_farthest_of_many_by_chance() -> None:
 
 
 def test_within_a_band() -> None:
-    assert Contrast(0.005, 0.02).within(0.01) is True  # as measured
-    assert Contrast(-0.015, 0.02).within(0.01) is None
+    assert Contrast(0.005, 0.004).within(0.01) is True and Contrast(-0.005, 0.004).within(0.01) is True
+    assert Contrast(0.005, 0.02).within(0.01) is None and Contrast(-0.015, 0.02).within(0.01) is None
     assert Contrast(-0.015, 0.004).within(0.01) is False and Contrast(0.015, 0.004).within(0.01) is False
-    assert Contrast(0.5, float("inf")).within(0.01) is None
+    assert Contrast(0.5, float("inf")).within(0.01) is None and Contrast(0.0, float("inf")).within(0.01) is None
+    least = [Contrast(away, 0.01).at_least(-0.01) for away in (0.05, 0.001, -0.001, -0.019, -0.021)]
+    assert least == [True, True, None, None, False] and Contrast(0.5, float("inf")).at_least(-0.01) is None
     assert all_hold([True, True]) is True and all_hold([True, None]) is None and all_hold([None, False]) is False
 
 
@@ -187,8 +190,12 @@ def test_what_is_refused_before_anything_is_trained(tmp_path: Path, capsys: pyte
     for kind, more, expected in (
         ("rank", ("--task", "causal-lm"), "task is 'causal-lm'; expected text-classification or image-classification"),
         ("rank", ("--data", str(one)), "all train rows have the label 'a'; expected at least two labels"),
-        ("rank", ("--ranks", "2", "25"), "rank 25 is larger than a layer: layer 'bert.encoder.layer.0.attention.self.query'"),
-        ("rank", ("--ranks", "2"), "ranks is (2,); expected at least 2 whole numbers"),
+        (
+            "rank",
+            ("--ranks", "1", "2", "25"),
+            "rank 25 is larger than a layer: layer 'bert.encoder.layer.0.attention.self.query'",
+        ),
+        ("rank", ("--ranks", "2", "4"), "ranks is (2, 4); expected at least 3 whole numbers"),
         ("rank", ("--exclude", "bert.**"), "no layer to slice is left"),
         ("position", ("--rank", "25"), "rank 25 is larger than a layer"),
         ("position", ("--positions", "1"), "positions is 1; expected a whole number, at least 2"),

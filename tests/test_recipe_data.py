@@ -115,6 +115,7 @@ def test_a_folder_with_three_splits_and_notes(tmp_path: Path) -> None:
     assert data.notes == (
         f"left alone: calibration.csv in {tmp_path} (not named as a split)",
         "2 of 6 test rows stand in train too: the test score is flattered",
+        "4 of 6 test rows stand in validation too: the test score is flattered",
     )
 
 

@@ -274,6 +274,10 @@ def test_probe(tmp_path: Path) -> None:
     (bare / "groups.csv").unlink()
     seen = page(bare, tmp_path)
     assert "There is no figure.svg" in seen.text and "groups.csv cannot be read" in seen.text
+    (bare / "matrices.csv").write_text((bare / "matrices.csv").read_text() + "," * 40 + "1\n")
+    edit(bare / "probe.json", lambda r: r["verdict"]["numbers"].update(num_within=float("inf"), worst_ratio=float("nan")))
+    seen = page(bare, tmp_path)
+    assert "a row has more values than there are columns" in seen.text
     edit(bare / "probe.json", lambda r: r["tables"].update(matrices="../probe/matrices.csv"))
     with pytest.raises(ReportError, match=r"'matrices' is '\.\./probe/matrices.csv'; expected the name of a file"):
         page(bare, tmp_path)

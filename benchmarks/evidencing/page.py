@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evidencing.claims import Claim, read
 from evidencing.plan import KINDS, MODELS, TASKS, Probe
 from paring.files import write_bytes
+from paring.probe.registry import kind_named
 
 Record = dict[str, Any]
 _ANSWER = {True: "**holds**", False: "**does not hold**", None: "undecided"}
+_MEASURED = {True: " (as measured it holds)", False: " (as measured it does not)", None: ""}
 _MISSING = "not run"
 
 
@@ -61,12 +64,12 @@ def _section(kind: str, claim: Claim, probes: Sequence[Probe], records: dict[str
             continue
         sentence = str(record["verdict"]["sentence"])
         _, _, said = sentence.partition(": ") if record["verdict"]["holds"] is not True else ("", "", sentence[len("holds ") :])
-        left = "".join(
-            f"; its table `{name}` ({size:,} bytes) is not kept" for name, size in record.get("left_out", {}).items()
-        )
+        left = "".join(f"; `{name}` ({size:,} bytes) is not kept" for name, size in record.get("left_out", {}).items())
+        if other := _other_settings(probe, record):
+            left += f"; measured before the plan's settings changed: {', '.join(other)}"
         lines.append(
             f"- {what}: {_answer(record)}, {said}. [{record['num_cells']} cells](evidence/{probe.name}/probe.json), "
-            f"{_time(record['seconds'])}{left}."
+            f"{_settings(kind, record)}{left}."
         )
     shown = next((p for p in probes if (r := records[p.name]) is not None and r["figures"]), None)
     if shown is not None:
@@ -76,11 +79,30 @@ def _section(kind: str, claim: Claim, probes: Sequence[Probe], records: dict[str
 
 
 def _answer(record: Record | None) -> str:
-    return _MISSING if record is None else _ANSWER[record["verdict"]["holds"]]
+    if record is None:
+        return _MISSING
+    verdict = record["verdict"]
+    return _ANSWER[verdict["holds"]] + (_MEASURED[verdict.get("measured")] if verdict["holds"] is None else "")
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} minutes"
+def _settings(kind: str, record: Record) -> str:
+    """Seeds, and what was asked for otherwise than by default."""
+    usual = json.loads(json.dumps(asdict(kind_named(kind).settings())))
+    given: Record = record["settings"]
+    chosen = [name for name in given if name != "seeds" and given[name] != usual.get(name)]
+    seeds = len(given["seeds"])
+    return "; ".join([f"{seeds} seed{'s' if seeds > 1 else ''}", *(f"{n.replace('_', ' ')} {_said(given[n])}" for n in chosen)])
+
+
+def _said(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _other_settings(probe: Probe, record: Record) -> list[str]:
+    """Names of settings that are not the plan's."""
+    there = record["subject"] | record["settings"]
+    asked = json.loads(json.dumps(probe.settings))
+    return [name for name in asked if name != "figure" and there.get(name) != asked[name]]
 
 
 def _record(folder: Path) -> Record | None:
@@ -89,7 +111,8 @@ def _record(folder: Path) -> Record | None:
         return None
     try:
         found: Record = json.loads(path.read_bytes())
-        found["verdict"]["holds"], found["verdict"]["sentence"], found["num_cells"], found["seconds"], found["figures"]
+        found["verdict"]["holds"], found["verdict"]["sentence"], found["num_cells"], found["figures"]
+        found["settings"]["seeds"], found["subject"] | found["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no record of a finished probe ({error!r}); remove its folder and run it again") from None
     return found

@@ -34,7 +34,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("minilm", "importance"): {"seeds": SEEDS, "rates": RATES["minilm"], "axes": ("column",), "rows": 128},
     ("minilm", "position"): {"seeds": SEEDS, "rates": RATES["minilm"], "axes": ("column",), "positions": 5},
     ("minilm", "schedule"): {"seeds": SEEDS, "rates": (0.005, 0.01), "vary": ("interval",), "intervals": (75,)},
-    ("minilm", "rank"): {"seeds": SEEDS, "rates": (0.005, 0.02), "ranks": (1, 8, 64), "schedules": ("static",)},
+    ("minilm", "rank"): {"seeds": SEEDS, "ranks": (1, 16, 384), "schedules": ("static",)},
     ("minilm", "tickets"): {
         "seeds": SEEDS,
         "rates": RATES["minilm"],

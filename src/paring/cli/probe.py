@@ -4,6 +4,11 @@ import argparse
 from typing import Any
 
 _TASKS = ("text-classification", "image-classification", "causal-lm")
+_MODEL = {
+    "spectra": "a model's folder, a checkpoint file, or a name in the hub's local cache",
+    "energy": "a model's folder, or a name in the hub's local cache",
+}
+_SEEDS = {"spectra": "0", "complexity": "0"}
 _AXES = ("row", "column")
 _EXAMPLES = """\
   paring probe spectra ./my-model --out spectra
@@ -84,7 +89,7 @@ def _training_kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:
     add_rows(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps of a training (200)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a step (32)")
-    more = ", its 0.3 and 3 times" if name in ("rank", "schedule") else ""
+    more = {"rank": ", by the rank, its 0.3 and 3 times", "schedule": ", its 0.3 and 3 times"}.get(name, "")
     parser.add_argument(
         "--rates", nargs="+", type=float, metavar="RATE", help=f"highest, the best on validation counts (recommended{more})"
     )
@@ -104,11 +109,11 @@ def _add_slices(parser: argparse.ArgumentParser) -> None:
 def _kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:
     """The parser of one kind, with what all kinds take."""
     parser: argparse.ArgumentParser = kinds.add_parser(name, help=what, description=what, argument_default=argparse.SUPPRESS)
-    parser.add_argument("model", metavar="MODEL", help="a model's folder, a checkpoint file, or a name on the hub")
+    parser.add_argument("model", metavar="MODEL", help=_MODEL.get(name, "a model's folder, or a name on the hub"))
     parser.add_argument("--out", required=True, metavar="DIR", help="new, or the same probe's: finished cells are kept")
     parser.add_argument("--targets", nargs="+", metavar="GLOB", help="layers that are looked at (all but the head)")
     parser.add_argument("--exclude", nargs="+", metavar="GLOB", help="layers to leave out")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of whatever is drawn")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help=f"of whatever is drawn ({_SEEDS.get(name, '0 1 2')})")
     parser.add_argument("--no-figure", dest="figure", action="store_false", help="numbers alone; needs no matplotlib")
     parser.set_defaults(run=_run, kind=name)
     return parser

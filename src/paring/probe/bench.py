@@ -25,6 +25,10 @@ from paring.tune.config import SliceConfig
 from paring.tune.targets import Selection, select
 
 Batch = dict[str, Tensor]
+_BESIDE = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
+    *("vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "preprocessor_config.json"),
+)
 
 
 class Bench:
@@ -63,6 +67,16 @@ class Bench:
         infos = {name: self.checkpoint.info(name) for name in hashes}
         return total({n: (str(infos[n].dtype).removeprefix("torch."), infos[n].shape, h) for n, h in hashes.items()})
 
+    @cached_property
+    def config_hash(self) -> str:
+        """One hash of what stands beside the weights and decides what they compute: configuration and tokenizer files."""
+        whole = blake2b(digest_size=16)
+        for name in _BESIDE:
+            path = self.checkpoint.folder / name
+            if path.is_file():
+                whole.update(name.encode() + b"\0" + blake2b(path.read_bytes()).digest())
+        return whole.hexdigest()
+
     # Rows.
 
     @cached_property
@@ -70,7 +84,7 @@ class Bench:
         """The rows: train, validation, test as for ``paring tune``.
 
         Raises:
-            ValueError, FileNotFoundError, ImportError: as ``load_examples``.
+            ValueError, FileNotFoundError, ImportError: as ``load_examples``; or validation and test share rows.
         """
         tuning = self.subject.tuning()
         with quiet():
@@ -80,6 +94,11 @@ class Bench:
                 text_column=tuning.text_column,
                 label_column=tuning.label_column,
                 validation=tuning.validation,
+            )
+        if found.num_chosen_and_reported:
+            raise ValueError(
+                f"data: {found.num_chosen_and_reported} of {len(found.test)} test rows of {tuning.data} stand in validation "
+                "too; expected none: what is chosen on the one is reported on the other. Remove them from one of the two"
             )
         self.note(*found.notes)
         return found

@@ -36,11 +36,14 @@ class Contrast:
         return self.difference + self.half
 
     def within(self, band: float) -> bool | None:
-        """Whether the difference is at most ``band``, either way: what was measured says so; it is larger, and the interval
-        leaves no doubt; None: larger as measured, but that may be the seeds'."""
-        if abs(self.difference) <= band:
+        """Whether the difference is at most ``band``, either way: the whole interval is; none of it is; None: some of it."""
+        if -band <= self.low and self.high <= band:
             return True
         return False if self.low > band or self.high < -band else None
+
+    def at_least(self, least: float) -> bool | None:
+        """Whether the difference is ``least`` or more: the whole interval is; none of it is; None: some of it."""
+        return True if self.low >= least else False if self.high < least else None
 
     def said(self, unit: str = "points") -> str:
         """In words; ``difference`` 0.01 is one point."""
@@ -82,11 +85,11 @@ class Crossed:
         mean = math.fsum(self.means.values()) / len(self.means)
         return Contrast(self.means[one] - mean, self._half(1 - 1 / len(self.means), among))
 
-    def widest(self, pairs: Iterable[tuple[Any, Any]] | None = None) -> tuple[tuple[Any, Any], Contrast]:
-        """The pair (of all, or of those given) that differs most, among as many comparisons."""
-        chosen = list(pairs if pairs is not None else combinations(self.conditions, 2))
-        found = [(pair, self.between(*pair, among=len(chosen))) for pair in chosen]
-        return max(found, key=lambda item: abs(item[1].difference))
+    def pairs(self, among: int) -> list[tuple[tuple[Any, Any], Contrast]]:
+        """Every pair, the one with the higher mean first, among ``among`` comparisons; the pair that differs most first."""
+        ahead = [(a, b) if self.means[a] >= self.means[b] else (b, a) for a, b in combinations(self.conditions, 2)]
+        found = [(pair, self.between(*pair, among=among)) for pair in ahead]
+        return sorted(found, key=lambda item: -item[1].difference)
 
     def by_chance(self, draws: int = 2000, seed: int = 0) -> float:
         """How far the farthest of as many conditions, all alike, would lie from their mean: the mean over draws."""

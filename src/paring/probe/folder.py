@@ -28,7 +28,7 @@ from paring.resumed import differences, lock, whole_lines
 
 RECORD, CELLS, VERDICT, FIGURE = "probe.json", "cells.jsonl", "verdict.txt", "figure"
 FORMAT = "paring probe 1"
-SAME = ("kind", "revision", "settings", "subject", "model", "data")  # of a probe and what goes on with it
+SAME = ("kind", "revision", "settings", "subject", "model", "config", "data")  # of a probe and what goes on with it
 Record = dict[str, Any]
 
 

@@ -14,6 +14,7 @@ Value = str | int | float | bool | None
 Row = dict[str, Value]  # one observation: column -> value; None where a number was not finite or does not apply
 Tables = dict[str, list[Row]]  # by name
 _START = {True: "holds ", False: "does not hold: ", None: "undecided: "}
+_MEASURED = {True: "undecided, as measured it holds: ", False: "undecided, as measured it does not hold: "}
 
 
 @dataclass(frozen=True)
@@ -54,18 +55,22 @@ class Verdict:
     """What the numbers say of the claim.
 
     Attributes:
-        holds: None where they do not decide.
+        holds: True and False leave no doubt: the whole interval says so; None where it does not decide.
         said: what was found, with its confidence interval: "within ±0.9 points over 48 positions x 3 seeds (95 % …)".
         numbers: those that ``said`` was made of, by name, with the ends of the interval.
+        measured: of what is undecided, what the numbers say by themselves, without their interval.
     """
 
     holds: bool | None
     said: str
     numbers: Mapping[str, Value]
+    measured: bool | None = None
 
     @property
     def sentence(self) -> str:
-        """``holds …``, ``does not hold: …`` or ``undecided: …``."""
+        """``holds …``, ``does not hold: …``, ``undecided: …`` or ``undecided, as measured it holds: …`` (``does not hold``)."""
+        if self.holds is None and self.measured is not None:
+            return _MEASURED[self.measured] + self.said
         return _START[self.holds] + self.said
 
 

@@ -24,6 +24,10 @@ class Lines:
         if kept:
             say(f"{kept} of {total} cells are there already and are kept")
 
+    def begun(self, cell: Cell) -> None:
+        """The first cell, before it is measured: it may take minutes."""
+        self._say(f"{self._total - self._done} of {self._total} cells to measure, first {_words(cell)}")
+
     def finished(self, cell: Cell) -> None:
         """A cell has been measured."""
         self._done += 1
@@ -33,5 +37,8 @@ class Lines:
             return
         self._last = now
         left = (now - self._begun) / self._measured * max(self._weight - self._measured, 0.0)
-        what = ", ".join(f"{name} {value}" for name, value in cell.what.items())
-        self._say(f"{self._done:>5} of {self._total} cells   {what}   {left:.0f} s left")
+        self._say(f"{self._done:>5} of {self._total} cells   {_words(cell)}   {left:.0f} s left")
+
+
+def _words(cell: Cell) -> str:
+    return ", ".join(f"{name} {value}" for name, value in cell.what.items())

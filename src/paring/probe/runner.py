@@ -15,6 +15,7 @@ from paring.probe.kind import Kind, Tables, Verdict, key_of
 from paring.probe.progress import Lines
 from paring.probe.registry import kind_named
 from paring.probe.subject import PLACES, Subject
+from paring.resumed import differences
 
 Say = Callable[[str], None]
 FORMATS = ("svg", "png")
@@ -56,21 +57,42 @@ def run(kind: str, model: str, *, out: str | Path, figure: bool = True, say: Say
     with Bench(subject) as bench, found.plan(bench, settings) as plan:
         head = _head(found, bench, settings, plan.facts)
         bench.note(*plan.notes)
-        for note in bench.notes:
-            say(f"paring: {note}")
-        identity = {name: head[name] for name in ("kind", "revision", "model", "data")} | subject.identity()
+        notes = _Notes(bench.notes, say)
+        notes.say_new()
+        identity = {name: head[name] for name in ("kind", "revision", "model", "config", "data")} | subject.identity()
         keys = [key_of(cell, identity, plan.given) for cell in plan.cells]
         assert len(set(keys)) == len(keys), "two cells of one plan are the same"
         with Folder(Path(out), head) as folder:
             todo = [(key, cell) for key, cell in zip(keys, plan.cells, strict=True) if key not in folder.cells]
+            if folder.cells and (changed := list(differences(folder.record["versions"], head["versions"], ""))):
+                bench.note(
+                    f"cells of an earlier run are kept that were measured otherwise: {'; '.join(changed)}".replace(" .", " ")
+                )
             lines = Lines(len(keys), len(keys) - len(todo), sum(cell.weight for _, cell in todo), say)
-            for key, cell in todo:
+            for number, (key, cell) in enumerate(todo):
+                if number == 0:
+                    lines.begun(cell)
                 begun = time.perf_counter()
                 tables = plan.measure(cell)
+                notes.say_new()
                 _check_columns(found, {name: [{**cell.what, **row} for row in rows] for name, rows in tables.items()})
                 folder.add(key, cell, time.perf_counter() - begun, tables)
                 lines.finished(cell)
+            said = list(dict.fromkeys([*folder.record["notes"], *bench.notes]))  # of cells that were kept, too
+            folder.record |= {"notes": said, "versions": head["versions"] if todo else folder.record["versions"]}
             return _finish(found, settings, folder, [folder.cells[key] for key in keys], figure, say)
+
+
+class _Notes:
+    """Sentences that came up, each said once."""
+
+    def __init__(self, notes: list[str], say: Say) -> None:
+        self._notes, self._say, self._said = notes, say, 0
+
+    def say_new(self) -> None:
+        for note in self._notes[self._said :]:
+            self._say(f"paring: {note}")
+        self._said = len(self._notes)
 
 
 def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], figure: bool, say: Say) -> Result:
@@ -89,6 +111,7 @@ def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], fi
         "num_cells": len(cells),
         "verdict": {
             "holds": verdict.holds,
+            "measured": verdict.measured,
             "sentence": verdict.sentence,
             "numbers": dict(verdict.numbers),
         },
@@ -124,11 +147,12 @@ def _head(kind: Kind, bench: Bench, settings: Any, facts: Mapping[str, Any]) -> 
         "begun": _now(),
         "places": {name: _called(getattr(bench.subject, name)) for name in PLACES},
         "model": bench.model_hash,
+        "config": bench.config_hash if kind.needs == "rows" else None,
         "data": bench.data_hash if kind.needs == "rows" else None,
         "subject": dict(bench.subject.identity()),
         "settings": asdict(settings),
         "facts": dict(facts),
-        "notes": bench.notes,
+        "notes": list(bench.notes),
         "versions": versions() | {"paring": paring.__version__},
     }
 
@@ -170,8 +194,8 @@ def _check_columns(kind: Kind, tables: Tables) -> None:
 
 
 def _called(place: str | None) -> str | None:
-    """The last two parts of a path or a name on the hub: enough for a reader, and nobody's folders."""
-    return None if place is None else "/".join(Path(place).parts[-2:])
+    """The last part of a path that is there, else the name on the hub whole: enough for a reader, and nobody's folders."""
+    return place if place is None or not Path(place).expanduser().exists() else Path(place).expanduser().resolve().name
 
 
 def _now() -> str:

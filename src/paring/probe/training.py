@@ -23,6 +23,7 @@ from paring.tune.config import SliceConfig
 from paring.tune.session import sliced
 
 _WARMUP = 0.1  # of the steps
+_HIGHEST = 4.0  # times the recommended rate, of narrow slices
 _KEPT_BYTES = 1 << 30  # of images: decoded once and kept, where all of a split take no more
 _SCORED = 128  # rows in a forward
 
@@ -35,7 +36,7 @@ class TrainingSettings:
         steps: optimizer steps of a training.
         batch_size: rows in a step.
         rates: highest learning rates, each tried; for what is compared the one counts that did best on validation rows.
-            None: the recommended one times the kind's ``factors``.
+            None: the recommended one times the kind's ``factors``; each of several ranks has its own (``Room.rates_of``).
         seeds: of a new head, the order of the rows and dropout; at least two for an interval.
         threads: of PyTorch, while a cell is measured.
 
@@ -109,7 +110,7 @@ class Room:
 
     Attributes:
         matrices: of the target layers, by name.
-        rates: as given, or recommended.
+        rates: as given, or recommended; of slices of the recommended rank.
         given: what every training depends on beside its cell.
         facts: of model and data, for the record. notes: for the user.
 
@@ -125,8 +126,8 @@ class Room:
         selection = bench.select(loaded.model)
         self.matrices = {layer.name: layer.matrix for layer in selection.layers}
         self._inputs = bench.inputs(loaded)
-        recommended = SliceConfig.recommended(loaded.model, settings.steps).learning_rate
-        self.rates = settings.rates or tuple(float(f"{recommended * factor:.3g}") for factor in settings.factors)
+        self._recommended = SliceConfig.recommended(loaded.model, settings.steps)
+        self.rates = self._rates(1.0)
         self._train = Rows(self._inputs.train, self._inputs.collate)
         self._scored: dict[str, Scoring] = {}
         self.given = {k: getattr(settings, k) for k in ("steps", "batch_size", "threads")}
@@ -149,6 +150,15 @@ class Room:
         config = SliceConfig(**{"targets": subject.targets, "exclude": subject.exclude, "move_steps": None} | settings)
         schedules.check(config, self.matrices)
         return config
+
+    def rates_of(self, rank: int) -> tuple[float, ...]:
+        """As given; else the recommended ones, the lower the wider the slice: Adam moves each entry by the rate, and what a
+        layer puts out is a sum over the slice's entries."""
+        return self._rates(min(_HIGHEST, self._recommended.config.rank / rank))
+
+    def _rates(self, times: float) -> tuple[float, ...]:
+        middle = times * self._recommended.learning_rate
+        return self._settings.rates or tuple(float(f"{middle * factor:.3g}") for factor in self._settings.factors)
 
     def narrowest(self, axis: str) -> tuple[int, str]:
         """The fewest rows (columns) of a target layer, and its name."""

@@ -28,6 +28,7 @@ class Data:
             and, but for causal-lm, ``label``, a position in ``labels``.
         labels: names; as the data counts its classes, else numbers by size, else alphabetical. Empty for causal-lm.
         notes: sentences for the user.
+        num_chosen_and_reported: test rows that stand in validation too.
     """
 
     train: Any
@@ -35,6 +36,7 @@ class Data:
     test: Any
     labels: tuple[str, ...]
     notes: tuple[str, ...]
+    num_chosen_and_reported: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,14 @@ def load_examples(
         stay, held = hold_out(train.keys, train.labels or [""] * len(train.keys), validation, seed)
         splits |= {"train": train.select(stay), "validation": train.select(held)}
         notes.append(f"no validation split: {len(held)} of {len(train.keys)} train rows held out (seed {seed})")
-    for split in ("validation", "test"):
-        if split in splits and (shared := num_shared(splits["train"].keys, splits[split].keys)):
-            total = len(splits[split].keys)
-            notes.append(f"{shared} of {total} {split} rows stand in train too: the {split} score is flattered")
+    chosen_and_reported = 0
+    for one, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if other in splits and (shared := num_shared(splits[one].keys, splits[other].keys)):
+            chosen_and_reported = shared if one == "validation" else 0
+            total = len(splits[other].keys)
+            notes.append(f"{shared} of {total} {other} rows stand in {one} too: the {other} score is flattered")
     done = {split: rows.numbered(known) for split, rows in splits.items()}
-    return Data(done["train"], done["validation"], done.get("test"), known, tuple(notes))
+    return Data(done["train"], done["validation"], done.get("test"), known, tuple(notes), chosen_and_reported)
 
 
 def load_rows(

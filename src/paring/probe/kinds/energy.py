@@ -99,7 +99,7 @@ def _at(shares: Tensor | None, k: int) -> float | None:
 
 def verdict(tables: Tables, settings: Settings) -> Verdict:
     """Holds where the class means lie in few directions after every block, and the last one's features vary more by class than
-    untrained ones do."""
+    untrained ones do. Few rows span few directions, whatever they hold: then it is undecided."""
     rows = tables["layers"]
     last = max(int(_number(row["layer"])) for row in rows)
     at_last = {(r["model"], r["seed"]): r for r in rows if r["layer"] == last}
@@ -141,9 +141,16 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         f"{mean['pretrained', 'adjusted']:.3f} of the variance between classes, untrained {mean['untrained', 'adjusted']:.3f}: "
         f"{gain:+.3f} ({interval}, {len(gains)} seeds)"
     )
+    spanned = min(_number(r["rows"]) - 1 for r in blocks)  # features less their mean
+    if spanned <= settings.bound * width:
+        said += (
+            f"; but {spanned + 1:g} rows span no more than {spanned:g} directions, and the asked for are "
+            f"{settings.bound * width:g}: more rows are needed (--rows)"
+        )
+        return Verdict(None, said, numbers)
     if worst > settings.bound or gain + half < 0:
         return Verdict(False, said, numbers)
-    return Verdict(True if gain - half > 0 else None, said, numbers)
+    return Verdict(True if gain - half > 0 else None, said, numbers, gain > 0)
 
 
 def _number(value: Value) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paring.probe.bench import Bench, calibration
 from paring.probe.gradient import mean_gradients, slice_norms
-from paring.probe.intervals import mean_interval, share_interval
+from paring.probe.intervals import mean_interval
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
 from paring.tune.config import SliceConfig
 from paring.tune.schedules import check, positions
@@ -123,14 +123,12 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
     """Holds where no slice, of any seed, has a zero gradient."""
     rows = tables["slices"]
     zero = [row for row in rows if not row["norm"]]
-    low, high = share_interval(len(zero), len(rows))
+    of_seed = [[r for r in rows if r["seed"] == seed] for seed in settings.seeds]
+    # Every position is measured: what is drawn are the rows and the head, and an interval is of those.
+    zero_share, zero_half = mean_interval([sum(not r["norm"] for r in found) / len(found) for found in of_seed])
     relative = [0.0 if row["relative_norm"] is None else float(row["relative_norm"]) for row in rows]
     faint = sum(value < FAINT for value in relative)
-    by_seed = [
-        sum(float(r["relative_norm"] or 0) for r in rows if r["seed"] == seed) / sum(r["seed"] == seed for r in rows)
-        for seed in settings.seeds
-    ]
-    mean, half = mean_interval(by_seed)
+    mean, half = mean_interval([sum(float(r["relative_norm"] or 0) for r in found) / len(found) for found in of_seed])
     order = sorted(relative)
     least = rows[relative.index(order[0])]
     num_positions = len(rows) // len(settings.seeds)
@@ -139,9 +137,8 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         "num_positions": num_positions,
         "num_seeds": len(settings.seeds),
         "num_zero": len(zero),
-        "share_zero": len(zero) / len(rows),
-        "share_zero_low": low,
-        "share_zero_high": high,
+        "share_zero": zero_share,
+        "share_zero_half_width": zero_half if math.isfinite(zero_half) else None,
         "num_faint": faint,
         "mean_relative_norm": mean,
         "mean_relative_norm_half_width": half if math.isfinite(half) else None,
@@ -150,12 +147,12 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         "most_relative_norm": order[-1],
         "least_layer": least["layer"],
     }
+    spread = f"± {100 * zero_half:.2f} % over seeds" if math.isfinite(zero_half) else "%, one seed: no interval"
     said = (
         f"for {len(rows) - len(zero)} of {len(rows)} slices ({num_positions} positions x {len(settings.seeds)} seeds, rank "
-        f"{settings.rank}): the gradient is zero for {100 * len(zero) / len(rows):.2f} % (95 % interval {100 * low:.2f} to "
-        f"{100 * high:.2f} %); beside an even share of its layer's gradient the faintest slice has {order[0]:.3g} "
-        f"({least['axis']} {least['position']} of {least['layer']}), the middle one {order[len(order) // 2]:.2f}, the "
-        f"strongest {order[-1]:.3g}; {faint} have less than {FAINT:g}"
+        f"{settings.rank}): the gradient is zero for {100 * zero_share:.2f} {spread}; beside an even share of its layer's "
+        f"gradient the faintest slice has {order[0]:.3g} ({least['axis']} {least['position']} of {least['layer']}), the "
+        f"middle one {order[len(order) // 2]:.2f}, the strongest {order[-1]:.3g}; {faint} have less than {FAINT:g}"
     )
     return Verdict(not zero, said, numbers)
 

@@ -83,22 +83,24 @@ def plan(bench: Bench, settings: Settings) -> Iterator[Plan]:
 
 
 def summaries(tables: Tables) -> Tables:
-    """``positions``: every position's distance from its axis' anchor, with an interval that holds for all of them at once."""
+    """``positions``: every position's distance from its axis' anchor, with an interval that holds for all positions at once."""
     column = measured_on(tables["runs"])
     rows: list[Row] = []
-    for axis in dict.fromkeys(row["axis"] for row in tables["runs"]):
+    axes = dict.fromkeys(row["axis"] for row in tables["runs"])
+    for axis in axes:
         found = at_best_rate([row for row in tables["runs"] if row["axis"] == axis], ("position",))
         scored = crossed(found, column)
         for share in scored.conditions:
-            away = scored.from_mean(share, among=len(scored.conditions))
+            away = scored.from_mean(share, among=len(scored.conditions) * len(axes))
             bounds: Row = {"low": away.low, "high": away.high} if math.isfinite(away.half) else {"low": None, "high": None}
-            rows.append({"axis": axis, "position": share, column: scored.means[share], "away": away.difference} | bounds)
+            of: Row = {"axis": axis, "position": share, "rate": found[(share,)][0]["rate"], column: scored.means[share]}
+            rows.append(of | {"away": away.difference} | bounds)
     return {"positions": rows}
 
 
 def verdict(tables: Tables, settings: Settings) -> Verdict:
-    """Holds where every position's mean over the seeds lies within the band around the mean of all of its axis; does not where
-    one is outside by more than the seeds explain (an interval for all positions at once)."""
+    """Holds where every position's distance from the mean of all of its axis lies within the band, with its interval (one for
+    all positions at once); does not where that of one lies outside."""
     column = measured_on(tables["runs"])
     answers: list[bool | None] = []
     parts: list[str] = []
@@ -108,7 +110,7 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         found = at_best_rate([row for row in tables["runs"] if row["axis"] == axis], ("position",))
         scored = crossed(found, column)
         total = len(scored.conditions)
-        away = {share: scored.from_mean(share, among=total) for share in scored.conditions}
+        away = {share: scored.from_mean(share, among=total * len(settings.axes)) for share in scored.conditions}
         worst = max(away, key=lambda share: abs(away[share].difference))
         answer = all_hold(contrast.within(settings.band) for contrast in away.values())
         inside = sum(abs(contrast.difference) <= settings.band for contrast in away.values())
@@ -135,7 +137,7 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         f"within ±{100 * farthest:.1f} points over {num_positions} positions x {len(settings.seeds)} seeds (rank "
         f"{settings.rank}, {column} rows{diverged(tables['runs'])}); {'; '.join(parts)}"
     )
-    return Verdict(all_hold(answers), said, numbers)
+    return Verdict(all_hold(answers), said, numbers, farthest <= settings.band)
 
 
 KIND = Kind(

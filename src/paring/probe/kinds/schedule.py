@@ -154,7 +154,7 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         + (f"; over static: {listed}" if listed else "")
         + f" ({len(settings.seeds)} seeds, {column} rows{diverged(tables['runs'])})"
     )
-    return Verdict(True if gain.low > 0 else False if gain.high < 0 else None, said, numbers)
+    return Verdict(True if gain.low > 0 else False if gain.high < 0 else None, said, numbers, gain.difference > 0)
 
 
 KIND = Kind(

@@ -177,7 +177,7 @@ def _shown(ratio: float) -> str:
 KIND = Kind(
     name="spectra",
     title="Spectral balance",
-    claim="Groups of rows (columns) of a pretrained matrix have nearly the same mean eigenvalue and decay alike",
+    claim="Groups of rows (columns) of a pretrained matrix have nearly the same mean eigenvalue",
     source="SliceFine, Lemma 2.1",
     settings=Settings,
     needs="checkpoint",

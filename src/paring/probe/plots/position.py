@@ -16,7 +16,8 @@ def figure(record: Mapping[str, Any], tables: Mapping[str, list[dict[str, Any]]]
         at = [row["position"] for row in rows]
         anchor = 100 * sum(row[column] for row in rows) / len(rows)
         place.axhspan(anchor - band, anchor + band, color=COLORS[2], alpha=0.15, linewidth=0, label=f"anchor ±{band:g}")
-        runs = [row for row in tables["runs"] if row["axis"] == name]
+        best = {row["position"]: row["rate"] for row in rows}
+        runs = [row for row in tables["runs"] if row["axis"] == name and row["rate"] == best[row["position"]]]
         place.plot(
             [r["position"] for r in runs], [100 * r[column] for r in runs], ".", color=COLORS[7], alpha=0.5, label="seeds"
         )

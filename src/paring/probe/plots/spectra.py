@@ -20,9 +20,12 @@ def figure(record: Mapping[str, Any], tables: Mapping[str, list[dict[str, Any]]]
                 for row in tables["matrices"]
                 if row["axis"] == axis and row["matrix"] == matrix and row["energy_ratio"] is not None
             )
+            total = sum(row["axis"] == axis and row["matrix"] == matrix for row in tables["matrices"])
             if not ratios:
                 continue
-            left.plot([i / max(len(ratios) - 1, 1) for i in range(len(ratios))], ratios, color=color, label=matrix, marker=".")
+            # A group without energy is infinitely far from the others: the curve ends before it, and the label says so.
+            label = matrix + (f" ({total - len(ratios)} infinite)" if len(ratios) < total else "")
+            left.plot([i / max(total - 1, 1) for i in range(len(ratios))], ratios, color=color, label=label, marker=".")
             rows = [r for r in tables["profiles"] if r["axis"] == axis and r["matrix"] == matrix]
             at = sorted({r["place"] for r in rows})
             columns = {

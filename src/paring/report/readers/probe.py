@@ -16,6 +16,7 @@ from paring.report.record import Record, ReportError, read_record
 RECORD, CELLS, FIGURE = "probe.json", "cells.jsonl", "figure.svg"
 _LONG = 40  # a table of more rows is folded
 _MOST_TABLE, _MOST_FIGURE = 64 << 20, 2 << 20  # bytes; the page has 5 MB
+_MORE = "\0more"  # no column's name: values beyond the last column
 _ANSWER = {True: "holds", False: "does not hold", None: "undecided"}
 
 
@@ -88,10 +89,10 @@ def _written(folder: Path, named: Record, gaps: list[str]) -> dict[str, list[dic
         try:
             if path.stat().st_size > _MOST_TABLE:
                 raise ValueError(f"it has {path.stat().st_size:,} bytes, more than {_MOST_TABLE:,}")
-            found[name] = [
-                {k: _value(v) for k, v in row.items()}
-                for row in csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""), restval="")
-            ]
+            rows = list(csv.DictReader(io.StringIO(path.read_text("utf-8"), newline=""), restval="", restkey=_MORE))
+            if any(_MORE in row for row in rows):
+                raise ValueError("a row has more values than there are columns")
+            found[name] = [{k: _value(v) for k, v in row.items()} for row in rows]
         except (OSError, ValueError, csv.Error) as error:
             gaps.append(unreadable(path, error))
     return found
@@ -164,7 +165,7 @@ def _number(said: str) -> str:
     value = _value(said)
     return (
         text(value)
-        if isinstance(value, float) and value != int(value)
+        if isinstance(value, float) and not (math.isfinite(value) and value == int(value))
         else said
         if isinstance(value, str)
         else text(value, "count")
