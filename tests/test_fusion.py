@@ -16,6 +16,7 @@ from paring.delta.errors import DeltaError
 from paring.delta.places import Blocks
 from paring.delta.taskvector import TaskVector, ready
 from paring.fuse.inputs import FuseError, Inputs
+from paring.fuse.method import Resolved
 from paring.fuse.registry import METHODS, method
 from paring.fuse.scope import global_cuts
 from paring.fusion.coefficients import Coefficients, searchable
@@ -156,6 +157,41 @@ def test_a_merge_in_place_is_the_methods_own(name: str, scope: str) -> None:
         assert all(torch.equal(bits(of.models[0])[tensor], values) for tensor, values in expected.items())
     for model, was in zip(of.models, before, strict=True):
         assert_same_bits(bits(model), was)
+
+
+@pytest.mark.parametrize("name", ["ties", "breadcrumbs"])
+def test_a_threshold_over_all_tensors_counts_those_that_no_task_has(name: str) -> None:
+    """As the merge on disk does: a head of the base's own is part of its task vectors, all zeros."""
+    of, how = three(), method(name)
+    of.base = {"lm_head.weight": torch.randn(9000), **of.base}
+    given = same_for_all(how.resolve({"weight": 0.5, "density": 0.1}, [{}] * 3))
+    sizes = {tensor: before.numel() for tensor, before in of.base.items()}
+    expected = by_hand(of, name, {"weight": 0.5, "density": 0.1}, [{}] * 3, "global")
+
+    def differing(parts: Parts) -> int:
+        with Merging(of.models, parts, how, given, scope="global") as merging:
+            merging.to()
+            found = bits(of.models[0])
+            return sum(int((found[tensor] != expected[tensor]).sum()) for tensor in found if tensor in expected)
+
+    assert differing(hold(of.tasks, sizes=sizes)) == 0 < differing(hold(of.tasks))
+
+
+def test_merges_are_computed_by_one_thread() -> None:
+    """As on disk: a sum by several threads may end in other bits."""
+    of, how, seen = three(), method("task_arithmetic"), list[int]()
+
+    def given(tensor: str) -> Resolved:
+        seen.append(torch.get_num_threads())
+        return how.resolve({"weight": 0.4}, [{}] * 3)
+
+    torch.set_num_threads(2)
+    try:
+        with Merging(of.models, hold(of.tasks), how, given) as merging:
+            merging.to()
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_half_precision_is_rounded_once_and_comes_back() -> None:

@@ -29,7 +29,9 @@ from paring.fuse.engine import fuse
 from paring.fuse.inputs import FuseError
 from paring.fusion.groups import Group
 from paring.recipes.fusion.named import Weights, tasks_of, with_weights
+from paring.recipes.fusion.problem import _refuse_nothing_right
 from paring.recipes.fusion.settings import FusionSettings
+from paring.recipes.scoring import Scores
 from paring.tasks.digits import accuracy, load_splits
 from transfer_task import TURNED, Digits, digits, tuning
 
@@ -452,6 +454,8 @@ def test_what_is_refused(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[
     def said(*options: str, **more: Any) -> str:
         return refused(of, tmp_path, capsys, *options, **more)
 
+    half = ("--test", f"subject={of.rows('subject', 'test')}")
+    assert "--test is given for 'subject' and not for 'size'; expected test rows of every task" in said(*both, *half)
     assert "--keep is of a merge with rows of the tasks; give --calibration NAME=FILE" in said("--keep", "0.1")
     assert "no --calibration of 'size'" in said("--calibration", f"subject={subject}", "--validation", f"size={size}")
     assert "no rows of 'size': a search needs those of every task" in said("--calibration", f"subject={subject}")
@@ -479,6 +483,15 @@ def test_what_is_refused(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "weight has several values; a search begins with one for each model" in said(*both, models=weights)
     del weights[1]["parameters"]
     assert "some models have a weight and others none" in said(*both, models=weights)
+
+
+def test_a_fine_tune_that_gets_nothing_right_is_said_before_the_search() -> None:
+    good, bad = Scores(1.0, 0.5), Scores(3.0, 0.0)
+    _refuse_nothing_right({"calibration": {"a": good, "b": good}, "test": {"a": good, "b": Scores(3.0, None)}})
+    with pytest.raises(
+        ValueError, match="--validation b: the fine-tune of 'b' has accuracy 0 on these rows, of which no share"
+    ):
+        _refuse_nothing_right({"calibration": {"a": good, "b": good}, "validation": {"a": good, "b": bad}})
 
 
 def full(*_: object, **__: object) -> None:

@@ -87,6 +87,21 @@ def test_scores_are_those_of_the_interpolated_model(of: Digits, tmp_path: Path, 
     assert "is there already" in capsys.readouterr().err
 
 
+def test_what_is_written_carries_its_own_scores(of: Digits, tmp_path: Path) -> None:
+    """A sign and a scale score otherwise than the numbers they stand for."""
+    out, report = tmp_path / "best.delta.safetensors", tmp_path / "report"
+    more = ("--methods", "whole", "--out", str(out), "--values", "sign", "--report", str(report))
+    assert main(of.command(of.whole, "--lambda", "0.4,1", *more)) == 0
+    record = json.loads((report / "transfer.json").read_text())
+    facts, model = paring.load_delta(out).facts, loaded(of)
+    with paring.load_delta(out).apply(model):
+        for split in ("validation", "test"):
+            assert facts["scores"][split] == right(model, split, True) == record["stored"][split]["tuned"]
+            assert facts["original_scores"][split] == right(model, split, False)
+    assert facts["scores"]["validation"] != record["methods"][0]["best"]["tuned"]
+    assert facts["lambda"] == record["chosen"]["lambda"] == record["stored"]["test"]["lambda"]
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_two_heads_and_one(of: Digits, tmp_path: Path, own: bool) -> None:
     """A new head is the tuned task's, whole at every lambda; the original one keeps the base's. So it is with --own-head."""
@@ -224,6 +239,8 @@ def test_bad_settings_are_refused_before_anything_is_read(of: Digits, tmp_path: 
     refused(capsys, [*few, "--lambda", "1", "--methods", "joint"], "a range, within which the method 'joint' searches")
     refused(capsys, [*few, "--original-test", "mail=x"], "no --original-validation of 'mail'; there are 'original'")
     refused(capsys, [*few, "--original-test", "x", "y"], "--original-test is given twice for 'original'")
+    refused(capsys, [*few, "--test", "x"], "test rows are given without --original-test original; expected those of every task")
+    refused(capsys, [*few, "--original-test", "x"], "test rows are given without --test")
     refused(capsys, [*few, "--original-max-length", "short"], "--original-max-length of 'original' is 'short'")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").touch()

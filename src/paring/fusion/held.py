@@ -70,12 +70,15 @@ class Parts:
         where: every tensor of the base that can be merged: its name in the output -> in the first task's model.
         held: of those that a task changes, by name in the output: for each task what it has there; None: the base's.
         heads: for each task the tensors that the base does not have, by name in its model.
+        sizes: entries of every tensor of the output, in its order, those too that no task's model has (a base's own head): a
+            threshold over all tensors counts them, and no task changes them.
     """
 
     tasks: tuple[str, ...]
     where: Mapping[str, str]
     held: Mapping[str, tuple[Held | None, ...]]
     heads: tuple[Mapping[str, tuple[Places, Tensor]], ...]
+    sizes: Mapping[str, int]
 
     def on_cpu(self) -> "Parts":
         """The same, to travel."""
@@ -84,13 +87,14 @@ class Parts:
         return replace(self, held=held)
 
 
-def hold(tasks: Mapping[str, Task], names: Mapping[str, str] | None = None) -> Parts:
+def hold(tasks: Mapping[str, Task], names: Mapping[str, str] | None = None, sizes: Mapping[str, int] | None = None) -> Parts:
     """Reads the task vectors, whole, into memory.
 
     Args:
         tasks: by name; the models share the tensors that any of the task vectors changes, the same memory, and are the base.
         names: tensors of the base by the names that they have in the output, with those in the first task's model; None: as
             the first task vector has them.
+        sizes: entries of every tensor of the output, in its order; None: the models have all of them.
 
     Raises:
         DeltaError: a model is not the base, or has no room for a head; a task vector changes a tensor that the models do not
@@ -110,7 +114,8 @@ def hold(tasks: Mapping[str, Task], names: Mapping[str, str] | None = None) -> P
         for name, of_task in moved.items():
             held.setdefault(name, [None] * len(tasks))[i] = of_task
     ordered = {name: tuple(held[name]) for name in where if name in held}
-    return Parts(tuple(tasks), where, ordered, tuple(heads))
+    every = sizes if sizes is not None else {name: source.tensor(there).numel() for name, there in where.items()}
+    return Parts(tuple(tasks), where, ordered, tuple(heads), dict(every))
 
 
 def _read(

@@ -17,6 +17,7 @@ from paring.delta.places import Places
 from paring.delta.sources import MemorySource
 from paring.fuse.inputs import Cuts, Inputs
 from paring.fuse.method import Method, Resolved
+from paring.fuse.runner import one_thread_each
 from paring.fuse.scope import global_cuts, local_cuts
 from paring.fusion.held import Parts
 
@@ -59,16 +60,15 @@ class Merging:
         self._tensors = {name: source.tensor(there) for name, there in parts.where.items()}
         # A method that merges differences leaves what no task changes as it is.
         self.names = tuple(parts.held if how.base == "required" else parts.where)
-        every = parts.where if scope == "global" else self.names
         self._base = {name: self._tensors[name].clone() for name in self.names}
         self._held = {
             name: tuple(None if h is None else h.to(self._tensors[name].device) for h in of) for name, of in parts.held.items()
         }
         self._cuts: dict[str, Cuts] = {}
         if scope == "global":
-            self._cuts = global_cuts(how, list(every), lambda name: self.inputs(name, settings(name)))
+            self._cuts = global_cuts(how, list(parts.sizes), lambda name: self._ranked(name, settings(name)))
         elif how.stages:
-            self._cuts = {name: local_cuts(self.inputs(name, settings(name)), how.stages) for name in every}
+            self._cuts = {name: local_cuts(self.inputs(name, settings(name)), how.stages) for name in self.names}
         self._heads = [MemorySource(model) for model in models]
         self._before: list[tuple[Tensor, Places, Tensor]] = []
 
@@ -93,13 +93,14 @@ class Merging:
         Raises:
             FuseError: as the method.
         """
-        for name in self.names:
-            tensor = self._tensors[name]
-            inputs = self.inputs(name, (settings or self._settings)(name))
-            if tensor.is_contiguous():
-                self.how(inputs, tensor)
-            else:
-                tensor.copy_(self.how(inputs, torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)))
+        with one_thread_each():  # as the engine: a sum by several threads may end in other bits
+            for name in self.names:
+                tensor = self._tensors[name]
+                inputs = self.inputs(name, (settings or self._settings)(name))
+                if tensor.is_contiguous():
+                    self.how(inputs, tensor)
+                else:
+                    tensor.copy_(self.how(inputs, torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)))
 
     @torch.no_grad()
     def back(self) -> None:
@@ -133,6 +134,17 @@ class Merging:
             tuple(h is not None and h.difference and not plain for h in held),
             self.seed,
             self._cuts.get(name),
+        )
+
+    def _ranked(self, name: str, settings: Resolved) -> Inputs:
+        """``inputs`` for a threshold over all tensors: of one that no task's model has, nothing but its size."""
+        if name in self._tensors:
+            return self.inputs(name, settings)
+        none = torch.zeros(1).expand(self.parts.sizes[name])
+        beside = None if self.how.base == "unused" else none
+        models = (none,) * len(self.models)
+        return Inputs(
+            name, models, beside, settings.parameters, settings.per_model, self.keys, (False,) * len(models), self.seed
         )
 
     def merged(self) -> Iterator[tuple[str, Tensor]]:

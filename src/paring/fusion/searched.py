@@ -132,8 +132,7 @@ def scorer(merging: Merging, coefficients: Coefficients, objective: Objective, g
 
 
 def _executor(workers: Workers, merging: Merging, coefficients: Coefficients, given: Settings) -> RayExecutor:
-    names = merging.parts.where
-    fixed = {name: given(name) for name in names}
+    fixed = {name: given(name) for name in merging.parts.sizes}
     distinct = list({id(one): one for one in fixed.values()}.values())
     index = {id(one): i for i, one in enumerate(distinct)}
     made = _Factory(

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal
 
 import torch
@@ -58,6 +60,17 @@ class Scoring:
     task: Task
     batches: Iterable[Batch]
     num_rows: int
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the batches as the model takes them (other tokens, a text cut elsewhere, other labels): 32 hexadecimal digits."""
+        whole = blake2b(self.task.encode(), digest_size=16)
+        for batch in self.batches:
+            for name in sorted(batch):
+                tensor = batch[name].detach().cpu().contiguous()
+                whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return whole.hexdigest()
 
     def to(self, device: torch.device | str) -> "Scoring":
         """The same with all batches in memory, on a device: for rows that are scored again and again."""

@@ -107,7 +107,7 @@ def body(plan: Plan, about: Problem, vectors: Mapping[str, TaskVector], keys: tu
     config = plan.config
     jobs = {job.name: job.settings for job in plan.jobs if job.settings}
     given = jobs.__getitem__
-    parts = hold(about.parts(vectors), about.names)
+    parts = hold(about.parts(vectors), about.names, {job.name: job.info.shape.numel() for job in plan.jobs if job.settings})
     models = [task.side.model for task in about.tasks]
     return Body(Merging(models, parts, config.method, given, keys=keys, seed=config.seed, scope=config.scope), given, about)
 
@@ -232,7 +232,7 @@ def _pruned(task: One, settings: FusionSettings, method: str, lines: Lines) -> T
             settings.nps(),
             settings.search_settings(),
             folder=None if settings.search is None else Path(settings.search) / "pruning" / task.name,
-            problem={"calibration": task.side.digest},
+            problem={"calibration": calibration.digest},
             report=lines.of(f"{task.name}: nps, keep {settings.keep:g}"),
         ).vector.in_memory()
     if method == "fitted":

@@ -149,6 +149,7 @@ def problem(
         with one.vector.apply(one.side.model):
             for split in one.side.scorings:
                 tuned.setdefault(split, {})[one.name] = one.side.scores(split)
+    _refuse_nothing_right(tuned)
     notes += _labels_note(made)
     return Problem(made, tuned, _names(plan, made[0].side.model, moved), moved, tuple(notes))
 
@@ -253,6 +254,18 @@ def _names(plan: Plan, model: nn.Module, moved: frozenset[str]) -> dict[str, str
         found = base_of(base.source).places_in(source)
     tied = source.tied()
     return {job: tied.get(found[job], found[job]) for job in jobs if job in found}
+
+
+def _refuse_nothing_right(tuned: Mapping[str, Mapping[str, Scores]]) -> None:
+    """That merges can be measured by the fine-tunes' own scores: said before anything is searched."""
+    for split, of in tuned.items():
+        for name, scores in of.items():
+            if not (likelihood(scores) > 0 and score_of(scores) > 0):
+                what, got = scores.metric
+                raise ValueError(
+                    f"--{split} {name}: the fine-tune of {name!r} has {what} {got:g} on these rows, of which no share can be "
+                    "taken; expected rows that it gets right in part"
+                )
 
 
 def _labels_note(tasks: Sequence[One]) -> list[str]:

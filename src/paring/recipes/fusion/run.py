@@ -15,7 +15,7 @@ from paring.fusion.groups import ALL
 from paring.recipes.fusion.bank import banked
 from paring.recipes.fusion.methods import Attempt, Body, Pruned, Say, body, choose, fitted, pruned, searched, unsearched
 from paring.recipes.fusion.named import NPS, Weights, configured, settled, tasks_of, with_weights
-from paring.recipes.fusion.problem import REPORTED, SELECTED, Problem, problem
+from paring.recipes.fusion.problem import REPORTED, SEARCHED, SELECTED, Problem, problem
 from paring.recipes.fusion.report import record, tables, written
 from paring.recipes.fusion.settings import FusionSettings, TaskOptions
 from paring.recipes.fusion.written import clear, finish, refuse_there, under_way
@@ -156,6 +156,12 @@ def _check(
     for name in names:
         if name not in tasks:
             raise ValueError(f"no rows of {name!r}: a search needs those of every task; give --calibration {name}=FILE")
+    tested = [name for name in names if tasks[name].files.test is not None]
+    if tested and (untested := [name for name in names if name not in tested]):
+        raise ValueError(
+            f"--test is given for {', '.join(map(repr, tested))} and not for {', '.join(map(repr, untested))}; expected test "
+            "rows of every task, or of none: a merge is reported on all of them"
+        )
     if settings.pruned is not None and method is None:
         raise ValueError("--pruned is for pruned task vectors, and nothing is pruned; give --prune METHOD, or leave it out")
 
@@ -183,7 +189,7 @@ def _identity(plan: Plan, about: Problem, vectors: Mapping[str, TaskVector], set
     """What scores depend on beside the weights, by which a journal is known again."""
     return {
         "configuration": plan.config.text,
-        "calibration": {task.name: task.side.digest for task in about.tasks},
+        "calibration": {task.name: task.side.scorings[SEARCHED].digest for task in about.tasks},
         "norms": {name: vector.norm() for name, vector in vectors.items()},
         "base": next(iter(vectors.values())).base.total,
         "settings": {k: getattr(settings, k) for k in ("objective", "by", "own_heads")},

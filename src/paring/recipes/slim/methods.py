@@ -92,7 +92,7 @@ def attempt(
             how,
             settings.search_settings(),
             folder=None if settings.search is None else Path(settings.search) / folder_of(label, keep),
-            problem={"calibration": problem.digest, "objective": settings.objective},
+            problem={"calibration": problem.scorings["calibration"].digest, "objective": settings.objective},
             report=report,
             workers=_workers(settings, problem),
         )

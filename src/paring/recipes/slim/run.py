@@ -176,7 +176,7 @@ def claim(settings: SlimSettings, about: Problem) -> None:
     ours = {
         "base": about.vector.base.total,
         "norm": about.vector.norm(),
-        "calibration": about.digest,
+        "calibration": about.scorings["calibration"].digest,
         "objective": settings.objective,
         "budget": settings.budget,
         "seed": settings.seed,

@@ -66,7 +66,7 @@ def _nps(about: Problem, settings: TransferSettings, lines: Lines) -> Slimmed:
         settings.nps(),
         settings.search_settings(),
         folder=_folder(settings, "nps"),
-        problem={"calibration": about.tuned.digest, "objective": settings.objective},
+        problem={"calibration": about.tuned.scorings["calibration"].digest, "objective": settings.objective},
         report=lines.of(f"nps, keep {settings.keep:g}"),
     )
 
@@ -88,8 +88,8 @@ def _joint(about: Problem, settings: TransferSettings, lines: Lines, slimmed: Sl
         also=also,
         folder=_folder(settings, "joint"),
         problem={
-            "calibration": about.tuned.digest,
-            "originals": {side.name: side.digest for side in about.originals},
+            "calibration": about.tuned.scorings["calibration"].digest,
+            "originals": {side.name: side.scorings["calibration"].digest for side in about.originals},
             "objective": settings.objective,
         },
         report=lines.of(f"joint, keep {settings.keep:g}"),
