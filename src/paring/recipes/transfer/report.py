@@ -46,13 +46,13 @@ def record(
     chosen: Traced,
     ends: Mapping[str, Mapping[str, Place]],
     settings: TransferSettings,
-    stored: Mapping[str, Place],
+    stored: Mapping[str, Place] | None = None,
 ) -> dict[str, Any]:
     """All numbers, plain.
 
     Args:
         ends: the base ("base") and the fine-tune ("tuned") by split.
-        stored: of what is written, with the values that its file holds, by split; empty: nothing is.
+        stored: of what is written, with the values that its file holds, by split; None: nothing is.
     """
     points = [(t.candidate.method, place.point) for t in traced for place in t.places]
     return {
@@ -63,7 +63,7 @@ def record(
         "rows": {side.name: {s: x.num_rows for s, x in side.scorings.items()} for side in (about.tuned, *about.originals)},
         "metrics": {side.name: scores.metric[0] for side, scores in zip(_sides(about), _first(traced), strict=True)},
         "chosen": {"method": chosen.candidate.method, "lambda": chosen.best.lam},
-        "stored": {split: _place(about, place) for split, place in stored.items()} or None,
+        "stored": None if stored is None else {split: _place(about, place) for split, place in stored.items()},
         "ends": {name: {split: _place(about, place) for split, place in by.items()} for name, by in ends.items()},
         "methods": [
             {

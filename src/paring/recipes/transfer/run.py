@@ -67,7 +67,7 @@ def transfer(
         traced = [replace(t, test=about.trace(t.candidate.vector, (t.best.lam,), "test")[0]) for t in traced]
     chosen = max(traced, key=lambda t: (t.best.point.h, t.best.point.likelihood))
     stored = None if out is None else _stored(about, chosen, settings)
-    found = record(about, traced, chosen, ends, settings, {} if stored is None else stored.places)
+    found = record(about, traced, chosen, ends, settings, None if stored is None else stored.places)
 
     for line in ["", *table(found)]:
         say(line)
