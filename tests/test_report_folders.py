@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("matplotlib", reason="needs the extra 'plot'")
 
 import paring
+from chromium import Page, chromium, found
 from paring.cli.main import main
 from paring.delta.inspect import summarise
 from paring.report import ReportError, write_report
@@ -57,6 +58,29 @@ def csvs(seen: Seen) -> dict[str, list[list[str]]]:
             assert kind == "data:text/csv;charset=utf-8;base64"
             found[name] = list(csv.reader(io.StringIO(base64.b64decode(content).decode(), newline="")))
     return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Page]:
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.mark.skipif(found() is None, reason="needs a browser: apt-get install chromium")
+@pytest.mark.parametrize("name", RUNS)
+def test_every_page_runs_in_a_browser(name: str, tmp_path: Path, browser: Page) -> None:
+    """Nothing goes to the console or out to the network, and what is drawn has a size; on a telephone no wider than it."""
+    path = write_report(RUNS[name](), tmp_path / "page.html")
+    for screen in ({}, {"dark": True}, {"width": 360}):
+        browser.errors.clear()
+        browser.requests.clear()
+        browser.open(path, **screen)  # type: ignore[arg-type]
+        drawn = "[...document.querySelectorAll('svg.plot, img')].filter(e => e.getClientRects().length)"
+        sizes = browser.evaluate(drawn + ".map(e => Math.min(...['width', 'height'].map(s => e.getBoundingClientRect()[s])))")
+        assert all(size > 50 for size in sizes)
+        assert browser.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        asked = [address for address in browser.requests if not address.startswith("data:")]
+        assert browser.errors == [] and asked == [path.as_uri()]
 
 
 @pytest.mark.parametrize("name", RUNS)
