@@ -1,5 +1,6 @@
 """``paring.fuse.engine``: what comes out of a merge, for whatever goes in."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from torch import Tensor
 
 import paring
@@ -93,6 +95,28 @@ def test_same_inputs_same_bytes(tmp_path: Path, name: str) -> None:
     assert content(tmp_path / "out0") == content(tmp_path / "out1") == content(tmp_path / "out2")
 
 
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+@pytest.mark.parametrize(("name", "scope"), [("ties", "global"), ("della", "tensor"), ("sce", "global")])
+def test_same_inputs_same_bytes_of_deltas_and_adapters(tmp_path: Path, name: str, scope: str) -> None:
+    """Beside checkpoints; here and in another process, with one thread and with several."""
+    base = llama()
+    paths = family(tmp_path, 2, base)
+    paring.save_delta(paring.diff(paths[0], paths[2]), tmp_path / "two.delta.safetensors")
+    adapted(base, tmp_path / "adapter", target_modules=["q_proj"])
+    own = {"select_topk": 0.3} if name == "sce" else {"density": 0.4, "weight": 0.5}
+    models = [
+        {"model": os.path.relpath(p, tmp_path)} for p in (paths[1], tmp_path / "two.delta.safetensors", tmp_path / "adapter")
+    ]
+    asked = {"merge_method": name, "base_model": "base", "scope": scope, "models": models, "parameters": own}
+    config = write(tmp_path, asked)
+    code = "import os, sys; os.chdir(sys.argv[1]); from paring.cli.main import main; sys.exit(main(sys.argv[2:]))"
+    command = [sys.executable, "-c", code, str(tmp_path), "fuse", str(config), "out0", "--threads", "1"]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONHASHSEED": "5"})
+    with contextlib.chdir(tmp_path):
+        fuse(config, "out1", threads=3)
+    assert content(tmp_path / "out0") == content(tmp_path / "out1")
+
+
 def test_threads_are_put_back(tmp_path: Path) -> None:
     paths = family(tmp_path)
     before = torch.get_num_threads()
@@ -154,8 +178,6 @@ def test_a_rounded_delta_counts_in_full(tmp_path: Path) -> None:
         "w.weight": torch.full((4, 8), 1.0, dtype=torch.bfloat16)
     }  # the next number is 1.0078: a sixth of the way rounds away
     paths = []
-    from safetensors.torch import save_file
-
     save_file(base, tmp_path / "base.safetensors")
     full = paring.diff(base, {n: torch.full_like(t, 1.0078125) for n, t in base.items()}, exact=False)
     for i in range(6):
@@ -312,8 +334,6 @@ def test_a_prefix_more_or_less(tmp_path: Path) -> None:
 
 
 def edit_prefix(source: Path, target: Path) -> None:
-    from safetensors.torch import save_file
-
     target.mkdir()
     (target / "config.json").write_bytes((source / "config.json").read_bytes())
     save_file({f"bert.{n}": t for n, t in whole(source).items()}, target / "model.safetensors", {"format": "pt"})
@@ -363,6 +383,70 @@ def test_integer_buffers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'model.position_ids': torch.int64 values that differ between .*base.* and .*tuned1"):
         fuse(write(tmp_path, weighted(paths)), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+FREQUENCIES = "model.layers.0.self_attn.rotary_emb.inv_freq"
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_float_buffers_that_new_versions_do_not_save(tmp_path: Path, capsys: pytest.CaptureFixture[str], old: int) -> None:
+    """They are the base's where it has them, in its type, and left out where it has none."""
+    paths = family(tmp_path, 2, llama().bfloat16())
+    values = torch.rand(3)
+    edit(paths[old], **{FREQUENCIES.replace(".", "__"): values})
+    config = str(write(tmp_path, weighted(paths)))
+    assert main(["fuse", config, str(tmp_path / "out")]) == 0
+    said = f"1 buffer of floats ('{FREQUENCIES}' …) as in {paths[0]}/model.safetensors, not merged"
+    assert (said in capsys.readouterr().out) == (old == 0)
+    assert main(["fuse", config, str(tmp_path / "other"), "--dry-run"]) == 0
+    assert (said in capsys.readouterr().out) == (old == 0)
+    out = whole(tmp_path / "out")
+    assert torch.equal(out[FREQUENCIES], values) if old == 0 else FREQUENCIES not in out
+
+
+def test_the_masks_of_old_gpt2(tmp_path: Path) -> None:
+    paths = family(tmp_path, 1, gpt2())
+    edit(
+        paths[0], transformer__h__0__attn__bias=torch.ones(1, 1, 5, 5), transformer__h__0__attn__masked_bias=torch.tensor(-1e4)
+    )
+    fuse(write(tmp_path, weighted(paths)), tmp_path / "out")
+    assert torch.equal(whole(tmp_path / "out")["transformer.h.0.attn.masked_bias"], torch.tensor(-1e4))
+
+
+def test_one_type_for_all_of_the_output(tmp_path: Path) -> None:
+    """Without a base it holds those of all models, of every slice too; and config.json names it, by the key that it has."""
+    paths = family(tmp_path, 2, llama().bfloat16())
+    type(llama()).from_pretrained(paths[1]).float().save_pretrained(paths[1])
+
+    def types(out: str) -> tuple[set[torch.dtype], str]:
+        found = json.loads((tmp_path / out / "config.json").read_text())
+        return {t.dtype for t in whole(tmp_path / out).values()}, found.get("dtype", found.get("torch_dtype"))
+
+    weights = [{"model": p, "parameters": {"weight": 1}} for p in reversed(paths[1:])]
+    fuse(write(tmp_path, {"merge_method": "linear", "models": weights}), tmp_path / "a")
+    assert types("a") == ({torch.float32}, "float32")
+    slices = [{"sources": [{"model": p, "layer_range": [0, 2]}]} for p in reversed(paths[1:])]
+    fuse(write(tmp_path, {"merge_method": "passthrough", "slices": slices}), tmp_path / "b")
+    assert types("b") == ({torch.float32}, "float32")
+    configure(paths[0], dtype="float32", torch_dtype="float16")  # not what its tensors are
+    fuse(write(tmp_path, weighted(paths)), tmp_path / "c")
+    assert types("c") == ({torch.bfloat16}, "bfloat16")
+    path = Path(paths[0]) / "config.json"
+    path.write_text(path.read_text().replace('"dtype"', '"was"'))
+    fuse(write(tmp_path, weighted(paths)), tmp_path / "d")
+    found = json.loads((tmp_path / "d" / "config.json").read_text())
+    assert found["torch_dtype"] == "bfloat16" and "dtype" not in found
+
+
+def test_a_tensor_of_a_wider_type_keeps_it(tmp_path: Path) -> None:
+    """Where all models have it so: a router in fp32, say."""
+    paths = family(tmp_path, 2, llama().bfloat16())
+    for path in paths:
+        edit(path, model__norm__weight=whole(path)["model.norm.weight"].float())
+    fuse(write(tmp_path, {"merge_method": "linear", "models": weighted(paths)["models"]}), tmp_path / "out")
+    found = {name: t.dtype for name, t in whole(tmp_path / "out").items()}
+    assert found.pop("model.norm.weight") == torch.float32 and set(found.values()) == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_passing_a_model_through_is_bitwise(tmp_path: Path) -> None:
@@ -416,6 +500,19 @@ def test_a_library_that_is_not_there_is_not_loaded(tmp_path: Path) -> None:
         "assert not {'transformers', 'matplotlib', 'ray', 'pandas', 'scipy'} & set(sys.modules), 1; sys.exit(code)"
     )
     subprocess.run([sys.executable, "-c", code, "fuse", str(config), str(tmp_path / "out")], check=True)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_a_file_that_is_open_when_python_ends(tmp_path: Path, kind: str) -> None:
+    """Modules may be emptied before their objects go."""
+    path = tmp_path / f"x.{kind}"
+    (torch.save if kind == "pt" else save_file)({"w": torch.ones(2)}, path)
+    code = (
+        "import sys; from paring.delta.checkpoint import read, shards; found = read.open_checkpoint(sys.argv[1]); "
+        "shards.os = None; del found"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True)
+    assert not done.stderr
 
 
 HELD = """

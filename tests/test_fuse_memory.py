@@ -3,14 +3,20 @@
 import json
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
 
+import paring
+from adapters import adapted, llama
 from merges import family, write
 from paring.fuse.engine import fuse
 from paring.fuse.estimate import estimate
+from paring.fuse.models import Read, Tuned
 from paring.fuse.registry import METHODS
 
 CASES = [
@@ -67,6 +73,49 @@ def test_methods_by_entry_hold_nothing() -> None:
         assert (how.work_bytes(torch.Size((60, 40)), parameters) > 0) == (name in whole), name
         if name != "arcee_fusion":
             assert how.work_bytes(torch.Size((60,)), parameters) == 0
+        if name not in whole:
+            assert how.work_bytes(torch.Size((4, 6, 5, 5)), parameters) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process can be begun anew on Linux alone")
+def test_ranks_along_dimension_1_hold_no_copy_of_a_tensor() -> None:
+    shape = (16, 512, 40, 40)
+    case = ("della", shape, {"weight": 1, "density": 0.5})
+    run = subprocess.run([sys.executable, "-c", MEASURE, json.dumps([case])], check=True, capture_output=True, text=True)
+    ((said, took),) = json.loads(run.stdout)
+    assert said == 0 and took < 4 * torch.Size(shape).numel(), f"took {took:,}"
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+def test_a_dry_run_of_adapters_alone(tmp_path: Path) -> None:
+    """No model is a checkpoint; their bases are, and give the output its configuration and tokenizer, too."""
+    paths = family(tmp_path, 1)
+    (Path(paths[0]) / "tokenizer.json").write_text("{}")
+    adapted(llama(), tmp_path / "adapter", target_modules=["q_proj"])
+    models = [{"model": f"{paths[0]}+{tmp_path / 'adapter'}", "parameters": {"weight": 1.0}}]
+    path = write(tmp_path, {"merge_method": "linear", "models": models})
+    assert any(line.startswith("time ") for line in estimate(path, tmp_path / "out").lines())
+    fuse(path, tmp_path / "out")
+    assert {p.name for p in Path(paths[0]).iterdir()} <= {p.name for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_dry_run_of_models_that_must_change_different_entries(tmp_path: Path) -> None:
+    paths = family(tmp_path, 3)
+    path = write(tmp_path, {"merge_method": "disjoint", "base_model": paths[0], "models": [{"model": p} for p in paths[1:]]})
+    assert estimate(path, tmp_path / "out").seconds > 0
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "emr"])
+def test_a_dry_run_says_that_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    import shutil
+
+    paths = family(tmp_path, 1)
+    asked = {"merge_method": method, "base_model": paths[0], "models": [{"model": paths[1]}]}
+    path = write(tmp_path, asked | ({"parameters": {"weight": 1}} if method != "emr" else {}))
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(OSError, match=r"out takes [\d,]+ bytes, of which .* has 1,000 free; nothing was written"):
+        estimate(path, tmp_path / "out")
 
 
 def test_a_dry_run_counts_a_matrix_for_each_thread(tmp_path: Path) -> None:
@@ -85,3 +134,36 @@ def test_a_dry_run_counts_a_matrix_for_each_thread(tmp_path: Path) -> None:
     )
     assert found.work_bytes == 0 and not any("whole matrices" in line for line in found.lines())
     fuse(path, tmp_path / "out", threads=2)
+
+
+def test_thresholds_over_all_tensors_hold_no_more_than_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pcb ranks every model's entries by what all models say: of deltas, every thread decodes them all."""
+    paths = family(tmp_path, 3)
+    deltas = [str(tmp_path / f"{i}.delta.safetensors") for i in (1, 2, 3)]
+    for path, delta in zip(paths[1:], deltas, strict=True):
+        paring.save_delta(paring.diff(paths[0], path), delta)
+    read, lock, now, most = Tuned.read, Lock(), [0], [0]
+
+    def add(num_bytes: int) -> None:
+        with lock:
+            now[0] += num_bytes
+            most[0] = max(most[0], now[0])
+
+    def watched(model: Tuned, name: str) -> Read:
+        found = read(model, name)
+        add(found.tensor.nbytes)
+        weakref.finalize(found.tensor, add, -found.tensor.nbytes)
+        time.sleep(0.001)  # so that threads meet
+        return found
+
+    monkeypatch.setattr(Tuned, "read", watched)
+    asked = {"merge_method": "pcb", "base_model": paths[0], "scope": "global", "models": [{"model": d} for d in deltas]}
+    path = write(tmp_path, asked)
+    largest = 50 * 24 * 4
+    monkeypatch.setattr(Tuned, "held_bytes", lambda model, name: model.infos[name].nbytes)
+    room = estimate(path, tmp_path / "out", threads=3).held_bytes
+    assert room == 4 * largest  # an output, and a tensor of each model
+    fuse(path, tmp_path / "out", threads=3)
+    assert 2 * largest < most[0] <= room

@@ -234,3 +234,18 @@ def test_tsv_of_low_rank_and_of_equal_tasks():
     torch.testing.assert_close(merge("tsv", [tau], base), tau, rtol=1e-4, atol=1e-5)
     got = merge("tsv", [tau, tau.clone()], base)
     torch.testing.assert_close(got, tau, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("piece", [inputs.PIECE, 16])
+@pytest.mark.parametrize("shape", [(3, 5, 4), (2, 7, 3, 2), (1, 1, 6), (4, 6, 1)])
+def test_della_ranks_along_dimension_1_of_more_than_two(shape, piece, monkeypatch):
+    """As it ranks the rows of the tensor with that dimension last."""
+    monkeypatch.setattr(inputs, "PIECE", piece)
+    generator = torch.Generator().manual_seed(0)
+    base, *models = (torch.randn(shape, generator=generator) for _ in range(4))
+    rows = [t.movedim(1, -1).reshape(-1, shape[1]) for t in (*models, base)]
+    for name in ("della", "della_linear"):
+        settings = {"weight": 0.5, "density": 0.4}
+        got = merge(name, models, base, settings)
+        expected = merge(name, rows[:-1], rows[-1], settings).view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+        assert torch.equal(got, expected)

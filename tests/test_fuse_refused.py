@@ -1,7 +1,9 @@
 """What a merge refuses: every case names the file and the tensor or line, and leaves nothing behind."""
 
 import errno
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -16,14 +18,18 @@ import torch
 from torch import nn
 
 import paring
-from adapters import gpt2, llama
+from adapters import adapted, gpt2, llama
 from conftest import bert
 from merges import configure, edit, family, tuned, weighted, whole, write
 from paring.cli.main import main
 from paring.delta.change import exact_change
 from paring.delta.places import Everywhere
 from paring.delta.taskvector import ready
+from paring.fuse.config import read_config
 from paring.fuse.engine import fuse
+from paring.fuse.output import Output, hidden
+from paring.fuse.plan import make_plan
+from paring.fuse.record import run_key
 
 UP = "model.layers.0.mlp.up_proj.weight"
 Change = Callable[[list[str]], None]
@@ -192,6 +198,34 @@ def test_models_that_do_not_agree(tmp_path: Path, change: Change, message: str) 
     refused(tmp_path, weighted(paths), message)
 
 
+def a_torch_file(tmp_path: Path, paths: list[str]) -> tuple[str, Path]:
+    file = tmp_path / "two" / "pytorch_model.bin"
+    file.parent.mkdir()
+    torch.save(whole(paths[2]), file)
+    return str(file.parent), file
+
+
+def a_delta(tmp_path: Path, paths: list[str]) -> tuple[str, Path]:
+    file = tmp_path / "two.delta.safetensors"
+    paring.save_delta(paring.diff(paths[0], paths[2]), file)
+    return str(file), file
+
+
+def an_adapter(tmp_path: Path, paths: list[str]) -> tuple[str, Path]:
+    adapted(llama(), tmp_path / "two", target_modules=["q_proj"])
+    return str(tmp_path / "two"), tmp_path / "two" / "adapter_model.safetensors"
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+@pytest.mark.parametrize("made", [a_torch_file, a_delta, an_adapter])
+@pytest.mark.parametrize("share", [0.99, 0.5, 0.01, 0])
+def test_a_file_that_was_cut_off(tmp_path: Path, made: Callable[[Path, list[str]], tuple[str, Path]], share: float) -> None:
+    paths = family(tmp_path, 2)
+    where, file = made(tmp_path, paths)
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    refused(tmp_path, weighted([*paths[:2], where]), rf"merge.yml, line 7: .*{file.name}")
+
+
 def test_extra_tensors_are_left_out_when_asked_to(tmp_path: Path) -> None:
     paths = family(tmp_path, 2)
     extra(paths)
@@ -226,6 +260,7 @@ def config(paths: list[str], **changes: Any) -> dict[str, Any]:
         ("ties", {"density": 0}, r"merge.yml, line 7: density is 0; expected a number in \(0, 1\]"),
         ("ties", {"density": [0.5, 2]}, r"merge.yml, line 9: density is 2; expected a number in \(0, 1\]"),
         ("dare_ties", {"density": 0}, r"line 7: density is 0"),
+        ("linear", {"weight": 10**400}, r"line 6: weight is a number of 1329 bits; expected a number"),
         ("della", {"density": 1.5}, r"line 7: density is 1.5"),
         ("breadcrumbs", {"density": 0.5, "gamma": -0.1}, r"line 8: gamma is -0.1"),
         (
@@ -339,6 +374,33 @@ def test_an_output_that_is_there(tmp_path: Path) -> None:
     refused(tmp_path, weighted(paths), "out is a file, expected a folder or nothing", overwrite=True)
 
 
+@pytest.mark.parametrize("dry", [False, True])
+def test_an_output_onto_an_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], dry: bool) -> None:
+    """Whatever may be overwritten, the models that are merged may not."""
+    paths = family(tmp_path, 2)
+    (tmp_path / "link").symlink_to(paths[1])
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "model.safetensors").symlink_to(Path(paths[2]) / "model.safetensors")
+    delta = Path(paths[0]) / "one.delta.safetensors"
+    paring.save_delta(paring.diff(paths[0], paths[1]), delta)
+    more = ["--dry-run"] if dry else []
+    linked = [paths[0], str(tmp_path / "link"), str(tmp_path / "far" / "model.safetensors")]
+    for models, out, said in (
+        (paths, paths[1], r"tuned1 holds .*tuned1/\S+, which .*tuned1 is read from; expected an output apart"),
+        (paths, paths[0], r"base holds .*base/\S+, which .*base is read from"),
+        (paths, str(tmp_path / "link"), r"link holds .*tuned1"),
+        (linked, paths[1], r"tuned1 holds .*link/\S+"),
+        (linked, paths[2], r"tuned2 holds .*far/model.safetensors"),
+        (linked, str(tmp_path / "far"), r"far holds .*far/model.safetensors"),
+        ([paths[2], *paths[1:]], str(Path(paths[1]) / "out"), r"out lies in .*tuned1, which is read"),
+        ([paths[0], paths[2], str(delta)], paths[0], r"base holds"),
+    ):
+        before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != "merge.yml"}
+        assert main(["fuse", str(write(tmp_path, weighted(models))), out, "--overwrite", *more]) == 2
+        assert re.search(said, capsys.readouterr().err)
+        assert {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != "merge.yml"} == before
+
+
 def test_an_input_that_changes_while_it_is_read(tmp_path: Path) -> None:
     paths = family(tmp_path, 1)
     configuration = write(tmp_path, weighted(paths))
@@ -352,6 +414,78 @@ def test_an_input_that_changes_while_it_is_read(tmp_path: Path) -> None:
     with pytest.raises(paring.DeltaError, match=r"tuned1.* was written to while it was read; fuse again"):
         fuse(configuration, tmp_path / "out", report=meddle)
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
+
+
+def from_a_delta(tmp_path: Path, paths: list[str]) -> tuple[dict[str, Any], list[Path]]:
+    """A merge of a delta and of an adapter on a base that no key names, and what it is made from."""
+    delta = tmp_path / "one.delta"
+    paring.save_delta(paring.diff(paths[0], paths[1]), delta, shard_bytes=10_000)
+    adapted(llama(), tmp_path / "adapter", target_modules=["q_proj"])
+    models = [{"model": f"{paths[0]}+{m}", "parameters": {"weight": 1.0}} for m in (delta, tmp_path / "adapter")]
+    shards = [p for p in delta.iterdir() if p.suffix == ".safetensors"]
+    files = [shards[0], *(p for p in delta.iterdir() if p.suffix == ".json"), Path(paths[0]) / "model.safetensors"]
+    files += [Path(paths[0]) / "config.json", *(tmp_path / "adapter").glob("adapter_*")]
+    return {"merge_method": "linear", "models": models}, files
+
+
+def touched(path: Path) -> None:
+    """Changed in its content, or, of weights, in its times."""
+    if path.suffix == ".json":
+        path.write_bytes(path.read_bytes() + b" ")
+    else:
+        os.utime(path, ns=(1, 1))
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+def test_deltas_adapters_and_their_bases_that_change_while_they_are_read(tmp_path: Path) -> None:
+    paths = family(tmp_path, 1)
+    asked, files = from_a_delta(tmp_path, paths)
+    configuration = write(tmp_path, asked)
+    assert len(files) == 6
+    for path in files:
+        done: list[int] = []
+
+        def meddle(num_bytes: int, total: int, path: Path = path, done: list[int] = done) -> None:
+            done.append(num_bytes)
+            if len(done) == 3:
+                touched(path)
+
+        with pytest.raises(paring.DeltaError, match=rf"{path} was written to while it was read; fuse again"):
+            fuse(configuration, tmp_path / "out", report=meddle)
+    torch.save(whole(paths[1]), tmp_path / "plain.bin")
+    asked["models"][0]["model"] = str(tmp_path / "plain.bin")
+
+    def meddle_again(num_bytes: int, total: int) -> None:
+        os.utime(tmp_path / "plain.bin", ns=(1, 1))
+
+    with pytest.raises(paring.DeltaError, match=r"plain.bin was written to while it was read"):
+        fuse(write(tmp_path, asked), tmp_path / "out", report=meddle_again)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+def test_what_a_run_is_known_by(tmp_path: Path) -> None:
+    """Whatever it is made from: tensors that another run finished are not taken up."""
+    paths = family(tmp_path, 1)
+    asked, files = from_a_delta(tmp_path, paths)
+    config = read_config(write(tmp_path, asked))
+    keys = [run_key(make_plan(config), "cpu", 1, [], {})]
+    for path in files:
+        touched(path)
+        keys.append(run_key(make_plan(config), "cpu", 1, [], {}))
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's own
+def test_an_adapter_is_known_by_its_scale(tmp_path: Path) -> None:
+    paths = family(tmp_path, 1)
+    asked, _ = from_a_delta(tmp_path, paths)
+    configuration, found = write(tmp_path, asked), []
+    for i, alpha in enumerate((8, 16)):
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": alpha}))
+        fuse(configuration, tmp_path / f"out{i}")
+        found.append(json.loads((tmp_path / f"out{i}" / "paring-fuse.json").read_text())["models"][1])
+    assert [f["settings"]["lora_alpha"] for f in found] == [8, 16] and found[0]["fingerprint"] == found[1]["fingerprint"]
 
 
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -384,6 +518,45 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "merge.yml", "tuned1"]
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+        (MemoryError(), r"out of memory \(no more to be had\); --threads 1"),
+        (torch.OutOfMemoryError("CUDA out of memory"), r"out of memory \(CUDA out of memory\)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), r"out of memory \(\[enforce fail\]"),
+        (ValueError("no number"), "no number"),
+    ],
+)
+@pytest.mark.parametrize("finished", [0, 3])
+def test_a_machine_that_gives_out(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    said: str,
+    finished: int,
+) -> None:
+    """What was finished by then is kept, as after a kill; not after an error of the input, and not where nothing was."""
+    paths = family(tmp_path, 1)
+    config, out = str(write(tmp_path, weighted(paths))), tmp_path / "out"
+    before = Output.write
+
+    def failing(output: Output, name: str, tensor: torch.Tensor) -> None:
+        if len(output.hashes) >= finished:
+            raise error
+        before(output, name, tensor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Output, "write", failing)
+        assert main(["fuse", config, str(out), "--threads", "1"]) == 2
+    kept = finished and not isinstance(error, ValueError)
+    told = capsys.readouterr().err
+    assert re.search(said, told) and ("the same command goes on from here" in told) == bool(kept)
+    assert hidden(out).is_dir() == bool(kept) and not out.exists()
+    assert fuse(config, out).kept == (finished if kept else 0)
+
+
 def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = family(tmp_path, 2)
     missing(paths)
@@ -393,6 +566,26 @@ def test_the_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         assert error.startswith("paring: error: ") and f"has no tensor '{UP}'" in error
     assert main(["fuse", str(tmp_path / "nothing.yml"), str(tmp_path / "out")]) == 2
     assert "nothing.yml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    config = str(write(tmp_path, weighted(family(tmp_path, 1))))
+    for device, said in (
+        ("foo", "error: device is 'foo'; expected cpu, cuda"),
+        ("meta", "error: device 'meta' holds no values; expected cpu"),
+        ("cuda:99", "error: device 'cuda:99': nothing can be computed there: "),
+    ):
+        assert main(["fuse", config, str(tmp_path / "out"), "--device", device, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_what_is_allowed_stands_anywhere(tmp_path: Path) -> None:
+    paths = family(tmp_path, 2)
+    extra(paths)
+    config = str(write(tmp_path, weighted(paths)))
+    for i, words in enumerate((["--allow", "extra", config, "OUT"], [config, "OUT", "--allow", "extra", "--allow", "extra"])):
+        assert main(["fuse", *(str(tmp_path / f"out{i}") if w == "OUT" else w for w in words)]) == 0
 
 
 def test_models_of_other_architectures(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """``tokenizer_source``: models with different vocabularies."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ from torch import Tensor, nn
 
 from merges import edit, tuned, whole, write
 from paring import DeltaError
+from paring.fuse.config import read_config
 from paring.fuse.engine import fuse
+from paring.fuse.plan import make_plan
+from paring.fuse.record import run_key
 
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 WORDS = ["<unk>", *"abcdefghij"]
@@ -133,6 +138,56 @@ def test_a_token_without_a_row_counts_as_lacking(tmp_path: Path) -> None:
     assert len(out) == len(WORDS) and torch.equal(out[8:], base[8:]) and not torch.equal(out[:8], base[:8])
 
 
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_a_number_that_is_no_token_keeps_its_row(tmp_path: Path, source: str) -> None:
+    """Tokenizers leave numbers out, for tokens to come: such a row of the base stays as it is."""
+    paths = [save(tmp_path / "base", WORDS, [], seed=0, rows=16), save(tmp_path / "one", WORDS, [], seed=1, rows=14)]
+    for path, number in zip(paths, (15, 13), strict=True):
+        content = json.loads((Path(path) / "tokenizer.json").read_text())
+        content["model"]["vocab"]["q"] = number
+        (Path(path) / "tokenizer.json").write_text(json.dumps(content))
+    fuse(write(tmp_path, config(paths, source)), tmp_path / "out")
+    base, one, out = (whole(p)[TABLES[0]] for p in (*paths, tmp_path / "out"))
+    assert len(out) == 16 and torch.equal(out[11:15], base[11:15])
+    torch.testing.assert_close(out[15], base[15] + 0.5 * (one[13] - base[15]))
+    fuse(write(tmp_path, config(paths, source, "linear") | {"base_model": paths[0]}), tmp_path / "linear")
+    out = whole(tmp_path / "linear")[TABLES[0]]  # the base gives configuration and tokenizer alone
+    assert torch.equal(out[11:13], one[11:13]) and torch.equal(out[15], one[13])
+
+
+ALIGNING = """
+import json, sys, torch
+from paring.delta.checkpoint.tensorinfo import TensorInfo
+from paring.fuse.config import Reference
+from paring.fuse.plan import Job, Origin
+from paring.fuse.tokens import Vocabulary
+torch.set_num_threads(1)
+
+def status(key):
+    return next(int(l.split()[1]) << 10 for l in open("/proc/self/status") if l.startswith(key))
+
+size, width, names = 4000, 1000, [Reference(n) for n in "abc"]
+tensors = [torch.ones(size, width, dtype=torch.bfloat16) for _ in names]
+rows = {n: torch.randperm(size).where(torch.arange(size) % (i + 3) > 0, torch.tensor(-1)) for i, n in enumerate(names)}
+spare = {n: torch.full((size,), -1) for n in names}
+info = TensorInfo(torch.bfloat16, torch.Size((size, width)))
+job = Job("w", info, tuple(Origin(n, "w") for n in names[1:]), Origin(names[0], "w"), None, ("b", "c"), vocabulary=True)
+vocabulary = Vocabulary(size, rows, spare, names[0], {})
+vocabulary.aligned(job, [t[:, :1] for t in tensors[1:]], tensors[0][:, :1])
+open("/proc/self/clear_refs", "w").write("5")
+before = status("VmRSS")
+found = vocabulary.aligned(job, tensors[1:], tensors[0])
+print(json.dumps([vocabulary.held_bytes(job), status("VmHWM") - before]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process can be begun anew on Linux alone")
+def test_aligning_takes_what_it_says() -> None:
+    run = subprocess.run([sys.executable, "-c", ALIGNING], check=True, capture_output=True, text=True)
+    said, took = json.loads(run.stdout)
+    assert 0.9 * took - 8e6 <= said <= 1.1 * took + 8e6, (said, took)
+
+
 def test_unigram_vocabularies(tmp_path: Path) -> None:
     paths = [
         save(tmp_path / "base", WORDS, [], seed=0, kind="Unigram"),
@@ -149,6 +204,18 @@ def test_files_of_a_slow_tokenizer_are_not_kept_where_they_would_be_wrong(tmp_pa
     for source, kept in (("base", True), ("union", False)):
         fuse(write(tmp_path, config(paths, source)), tmp_path / f"by-{source}")
         assert (tmp_path / f"by-{source}" / "vocab.json").exists() == kept
+
+
+def test_a_run_is_known_by_its_tokens(tmp_path: Path) -> None:
+    """Numbers of tokens that change places make other rows, of the same weights."""
+    paths, keys = family(tmp_path), []
+    path = write(tmp_path, config(paths, "base"))
+    for first, second in ((1, 2), (2, 1)):
+        content = json.loads((Path(paths[1]) / "tokenizer.json").read_text())
+        content["model"]["vocab"] |= {"a": first, "b": second}
+        (Path(paths[1]) / "tokenizer.json").write_text(json.dumps(content))
+        keys.append(run_key(make_plan(read_config(path)), "cpu", 1, [], {}))
+    assert keys[0] != keys[1]
 
 
 def test_refused(tmp_path: Path) -> None:

@@ -454,6 +454,9 @@ def test_what_is_refused(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[
     def said(*options: str, **more: Any) -> str:
         return refused(of, tmp_path, capsys, *options, **more)
 
+    there = of.config(tmp_path / "m.yml", "task_arithmetic")
+    assert main(["fuse", str(there), str(of.folder / "subject"), "--overwrite", *both]) == 2
+    assert "expected an output apart from its inputs" in capsys.readouterr().err
     half = ("--test", f"subject={of.rows('subject', 'test')}")
     assert "--test is given for 'subject' and not for 'size'; expected test rows of every task" in said(*both, *half)
     assert "--keep is of a merge with rows of the tasks; give --calibration NAME=FILE" in said("--keep", "0.1")

@@ -1,6 +1,7 @@
 """``paring fuse``: many models and deltas into one. See ``paring.fuse``."""
 
 import argparse
+import errno
 import sys
 import time
 from pathlib import Path
@@ -26,7 +27,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("config", metavar="CONFIG.yml", help="merge_method, models or slices, base_model, parameters, …")
     parser.add_argument("out", metavar="OUT", help="a new folder")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, what it takes, and do nothing")
-    parser.add_argument("--allow", choices=("extra",), nargs="+", default=[], help="leave out tensors that the base lacks")
+    parser.add_argument(
+        "--allow", choices=("extra",), action="append", default=[], help="leave out tensors that the base lacks"
+    )
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="where it is computed: cpu, cuda, … (cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="tensors at a time (one a core)")
     parser.add_argument(
@@ -58,8 +61,10 @@ def _run(options: argparse.Namespace) -> int:
         for line in told:
             print(line)
         return 0
+    from paring.fuse.device import usable
     from paring.fuse.engine import fuse
 
+    usable(options.device)  # before a search takes hours
     progress = Progress(sys.stderr)
     if searched:
         try:
@@ -71,16 +76,41 @@ def _run(options: argparse.Namespace) -> int:
         fused = fuse(options.config, options.out, **settings, report=progress)
     except KeyboardInterrupt:
         progress.end()
-        from paring.fuse.output import hidden
-
-        there = hidden(Path(options.out).resolve()).is_dir()
-        print(f"paring: stopped; the same command {'goes on from here' if there else 'begins anew'}", file=sys.stderr)
+        print(
+            f"paring: stopped; the same command {'goes on from here' if _left(options.out) else 'begins anew'}", file=sys.stderr
+        )
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:
+        progress.end()
+        _say_what_is_left(error, options.out)
         raise
     finally:
         progress.end()
     kept = f"; {fused.kept} tensors were there from an earlier run" if fused.kept else ""
     print(f"Wrote {options.out}: {fused.num_bytes:,} bytes of weights in {progress.seconds:.1f} s{kept}")
+    if fused.note:
+        print(fused.note)
     return 0
+
+
+def _left(out: str) -> bool:
+    """Whether a run has left what it had finished."""
+    from paring.fuse.output import hidden
+
+    return hidden(Path(out).resolve()).is_dir()
+
+
+def _say_what_is_left(error: Exception, out: str) -> None:
+    """Of an error of the machine. OSError: in place of one of memory, for which nothing else is said in a line."""
+    from paring.fuse.output import BusyError, machine_failed
+
+    if isinstance(error, BusyError) or not machine_failed(error):
+        return
+    if _left(out):
+        print("paring: stopped; the same command goes on from here, when there is room", file=sys.stderr)
+    if not isinstance(error, OSError):
+        said = (str(error).strip() or "no more to be had").splitlines()[0]
+        raise OSError(errno.ENOMEM, f"out of memory ({said}); --threads 1 takes least") from error
 
 
 class Progress:

@@ -1,11 +1,12 @@
 """Whether models can be merged tensor by tensor: the same names, shapes and numbers of layers, or an error that names both.
 
-Names may have a prefix in one model that they lack in another (``bert.``). Integer buffers that newer versions of
-transformers do not save (position numbers) may be missing. A head may be missing where the model's configuration ties it to its
-embeddings: it then *is* the embeddings. Nothing else is made up or left out.
+Names may have a prefix in one model that they lack in another (``bert.``). Buffers that newer versions of transformers make
+instead of saving them (position numbers, the frequencies of rotary embeddings) may be missing. A head may be missing where the
+model's configuration ties it to its embeddings: it then *is* the embeddings. Nothing else is made up or left out.
 """
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.checkpoint.tensorinfo import TensorInfo
 from paring.delta.errors import DeltaError
 from paring.fuse.models import Model, Tuned, model_config
-from paring.fuse.stacks import Stacks, stacks_of
+from paring.fuse.stacks import stacks_of
 
 Names = Mapping[str, str]
 ALLOW = ("extra",)
@@ -22,6 +23,9 @@ ALLOW = ("extra",)
 _SHOWN = 4
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
 _HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "lm_head.decoder.weight")
+# Float buffers that old versions saved and new ones make: LLaMA's frequencies, the causal masks of GPT-2 and GPT-NeoX.
+_BUFFERS = re.compile(r"(^|\.)(rotary_(pos_)?emb\.inv_freq|(attn|attention)\.masked_bias)$")
+_MASKS = re.compile(r"(^|\.)(attn|attention)\.bias$")
 
 
 class Catalogue:
@@ -59,7 +63,7 @@ class Catalogue:
         if found is None:
             raise DeltaError(
                 f"{self.model.called} has no tensor '{name}', which {self._reference.called} has"
-                + (", and its configuration ties it to no other" if _is_head(name) else "")
+                + (", and its configuration ties it to no other" if is_head(name) else "")
                 + "; take a checkpoint that was saved whole"
             )
         return found
@@ -110,28 +114,48 @@ def refuse_unlike(catalogue: Catalogue, reference: Catalogue, *, vocabulary: boo
                 "slices with layer_range, or models of one architecture"
             )
     for name in reference.names:
-        if there.infos[name].dtype.is_floating_point:
+        if not is_buffer(name, there.infos[name]):
             catalogue.own(name)
-    extra = extra_of(catalogue, reference)
-    if extra and "extra" not in allow:
-        more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
-        raise DeltaError(
-            f"{model.called} has {len(extra)} tensors that {there.called} does not have: "
-            f"{', '.join(map(repr, extra[:_SHOWN]))}{more}; --allow extra leaves them out of the merge"
-        )
+    refuse_extra(catalogue, reference, extra_of(catalogue, reference), allow)
     for name in reference.names:
         if catalogue.has(name):
             refuse_shape(name, catalogue, reference, vocabulary=vocabulary)
 
 
+def refuse_extra(catalogue: Catalogue, reference: Catalogue, extra: Sequence[str], allow: Collection[str]) -> None:
+    """That a model has no tensors beside the reference's. DeltaError: it has ``extra``, and these are not allowed."""
+    if extra and "extra" not in allow:
+        more = f" and {len(extra) - _SHOWN} more" if len(extra) > _SHOWN else ""
+        raise DeltaError(
+            f"{catalogue.model.called} has {len(extra)} tensors that {reference.model.called} does not have: "
+            f"{', '.join(map(repr, extra[:_SHOWN]))}{more}; --allow extra leaves them out of the merge"
+        )
+
+
 def extra_of(catalogue: Catalogue, reference: Catalogue) -> list[str]:
     """The tensors of a model that the reference lacks, by the reference's way to name them. DeltaError: one is tied there."""
-    return [name for name in catalogue.extra if not _is_copy(catalogue, reference, name)]
+
+    def made_up_for(name: str) -> bool:
+        if is_buffer(name, catalogue.info(name)):
+            return True
+        tied = next((n for n in reference.ties(name) if n in reference.names and catalogue.has(n)), None)
+        return tied is not None and is_copy(catalogue, reference, name, tied)
+
+    return [name for name in catalogue.extra if not made_up_for(name)]
+
+
+def is_buffer(name: str, info: TensorInfo) -> bool:
+    """Whether a tensor is no weight but a buffer that a model makes for itself: whole numbers, or known by its name."""
+    if not info.dtype.is_floating_point or _BUFFERS.search(name):
+        return True
+    return len(info.shape) == 4 and info.shape[:2] == (1, 1) and _MASKS.search(name) is not None
 
 
 def refuse_shape(name: str, catalogue: Catalogue, reference: Catalogue, *, vocabulary: bool) -> None:
     """That a tensor has one shape in both. DeltaError: it has not."""
     ours, theirs = catalogue.info(name), reference.info(name)
+    if theirs.dtype.is_floating_point and is_buffer(name, theirs):
+        return  # it is the reference's, whatever others have
     if ours.dtype.is_floating_point != theirs.dtype.is_floating_point:
         raise DeltaError(
             f"'{name}' is {ours.dtype} in {catalogue.model.called} and {theirs.dtype} in {reference.model.called}; convert one"
@@ -156,24 +180,23 @@ def is_vocabulary(name: str, catalogue: Catalogue) -> bool:
     text = config.get("text_config")
     sizes = {c.get("vocab_size") for c in (config, text if isinstance(text, dict) else {})}
     shape = catalogue.info(name).shape
-    return len(shape) >= 1 and (shape[0] in sizes or _is_head(name) or "embed_tokens" in name)
+    return len(shape) >= 1 and (shape[0] in sizes or is_head(name) or "embed_tokens" in name)
 
 
-def _is_copy(catalogue: Catalogue, reference: Catalogue, name: str) -> bool:
-    """Whether an extra tensor is an integer buffer, or a head that the reference ties and that *is* the embeddings."""
-    model, own = catalogue.model, catalogue.extra[name]
-    if not model.infos[own].dtype.is_floating_point:
+def is_copy(catalogue: Catalogue, reference: Catalogue, name: str, tied: str) -> bool:
+    """That a model's head, which the reference ties to its embeddings ``tied``, is the model's embeddings.
+
+    Raises:
+        DeltaError: it is a head of its own.
+    """
+    model = catalogue.model
+    first, second = (model.read(catalogue.own(n)) for n in (name, tied))
+    if tensor_hash([first.tensor]) == tensor_hash([second.tensor]) and first.difference == second.difference:
         return True
-    for tied in reference.ties(name):
-        if tied in reference.names and catalogue.has(tied):
-            first, second = (model.read(n) for n in (own, catalogue.own(tied)))
-            if tensor_hash([first.tensor]) == tensor_hash([second.tensor]) and first.difference == second.difference:
-                return True
-            raise DeltaError(
-                f"{model.called} has a '{name}' of its own, which {reference.model.called} ties to '{tied}'; save the base "
-                "untied (tie_word_embeddings: false), or leave the model out"
-            )
-    return False
+    raise DeltaError(
+        f"{model.called} has a '{name}' of its own, which {reference.model.called} ties to '{tied}'; save the base "
+        "untied (tie_word_embeddings: false), or leave the model out"
+    )
 
 
 def _renaming(found: Mapping[str, str]) -> Any:
@@ -188,15 +211,6 @@ def _renaming(found: Mapping[str, str]) -> Any:
     return lambda n: n
 
 
-def _is_head(name: str) -> bool:
+def is_head(name: str) -> bool:
+    """By its name: what gives a logit for each entry of the vocabulary."""
     return name.endswith(_HEADS)
-
-
-def layers_of(catalogue: Catalogue, stacks: Stacks, stack: str) -> dict[int, set[str]]:
-    """For each layer of a stack the rests of its tensors' names."""
-    found: dict[int, set[str]] = {}
-    for name in [*catalogue.names, *catalogue.extra]:
-        place = stacks.place(name)
-        if place.stack == stack and place.layer >= 0:
-            found.setdefault(place.layer, set()).add(place.rest)
-    return found

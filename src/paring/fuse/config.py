@@ -223,13 +223,12 @@ def _slices(value: Value, how: Method) -> tuple[Slice, ...]:
 def _checked(one: Slice, value: Value) -> Slice:
     if not one.sources:
         raise value.error("no model; expected at least one")
-    seen: set[Reference] = set()
+    seen: set[tuple[Reference, tuple[int, int] | None]] = set()
     for source in one.sources:
-        if source.model in seen:
-            raise ConfigError(
-                f"{value.called}, line {source.line}: {source.model} comes twice; give it once, with both weights"
-            )
-        seen.add(source.model)
+        if (source.model, source.layers) in seen:
+            what = f"layer_range {list(source.layers)} of {source.model}" if source.layers else f"{source.model}"
+            raise ConfigError(f"{value.called}, line {source.line}: {what} comes twice; give it once, with both weights")
+        seen.add((source.model, source.layers))
     return one
 
 

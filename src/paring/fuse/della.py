@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from paring.fuse.inputs import Inputs
@@ -33,18 +32,9 @@ EPSILON = Parameter(
 
 def della(inputs: Inputs, out: Tensor, elect: bool) -> None:
     """See above."""
-    if len(inputs.shape) < 3:
-        merge(inputs, out, by_rank, (), elect=elect, row=inputs.shape[-1] if inputs.shape else 1)
-        return
-
-    def turned(tensor: Tensor) -> Tensor:
-        return tensor.movedim(1, -1).contiguous()
-
-    base = None if inputs.base is None else turned(inputs.base)
-    inside = replace(inputs, models=tuple(turned(m) for m in inputs.models), base=base)
-    merged = torch.empty(inside.shape, device=inputs.device)
-    merge(inside, merged, by_rank, (), elect=elect, row=inside.shape[-1])
-    out.copy_(merged.movedim(-1, 1))
+    if len(inputs.shape) > 2:
+        inputs = replace(inputs, rows=1)
+    merge(inputs, out, by_rank, (), elect=elect, row=inputs.shape[inputs.rows] if inputs.shape else 1)
 
 
 def check(parameters: Settings, per_model: Sequence[Settings]) -> str | None:

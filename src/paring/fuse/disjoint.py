@@ -50,5 +50,6 @@ METHODS = (
         "every entry of the one model that changes it",
         disjoint,
         (Parameter("overlap", False, "add up what several models change, instead of refusing it", kind=bool),),
+        exclusive=True,
     ),
 )

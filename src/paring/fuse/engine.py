@@ -11,8 +11,10 @@ from paring.delta.checkpoint.companions import companions, in_modules
 from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.checkpoint.write import LaidOut, lay_out
 from paring.fuse.agree import ALLOW
+from paring.fuse.apart import refuse_onto_input
 from paring.fuse.as_bank import refuse_present_bank, write_bank
 from paring.fuse.config import Config, read_config
+from paring.fuse.device import usable
 from paring.fuse.output import refuse_present, writing
 from paring.fuse.plan import Plan, make_plan
 from paring.fuse.record import other_files, run_key
@@ -27,11 +29,13 @@ class Fused:
     Attributes:
         files: all of them; num_bytes: of the weights.
         kept: tensors that an earlier, interrupted run had finished.
+        note: for people: what was not merged, if there is such; else "".
     """
 
     files: tuple[Path, ...]
     num_bytes: int
     kept: int
+    note: str = ""
 
 
 def fuse(
@@ -61,21 +65,25 @@ def fuse(
 
     Raises:
         ConfigError, FuseError, DeltaError: what is wrong with the configuration or the models, by line, file and tensor.
-        FileExistsError: ``out`` is there. OSError: the disk has no room. In each case nothing is there that was not before.
-        KeyboardInterrupt: as Ctrl-C does; the same call goes on where it was.
+        FileExistsError: ``out`` is there, or an input lies there. OSError: the disk has no room. In each case nothing is there
+            that was not before.
+        KeyboardInterrupt: as Ctrl-C does; the same call goes on where it was. As it does after an OSError, MemoryError or
+            torch.OutOfMemoryError when tensors had been finished (``output.machine_failed``).
     """
     out = Path(out)
     if unknown := set(allow) - set(ALLOW):
         raise ValueError(f"allow: {min(unknown)!r}; expected {' or '.join(map(repr, ALLOW))}")
     if out.suffix == ".safetensors":
         raise ValueError(f"{out} is a file's name; a merge is written to a folder, with its configuration: take another name")
+    where = usable(device)
     config = config if isinstance(config, Config) else read_config(config)
     (refuse_present_bank if config.method.per_task_state else refuse_present)(out.resolve(), overwrite)
     plan = make_plan(config, allow)
+    refuse_onto_input(out, plan.models.items())
     if config.method.per_task_state:
         if fitted:
             raise config.error("merge_method", f"{config.method.name} writes a bank, whose values cannot be fitted")
-        runner = Runner(plan, None, torch.device(device), report)
+        runner = Runner(plan, None, where, report)
         with one_thread_each():
             written = write_bank(
                 plan, runner, out, shard_bytes=shard_bytes, threads=threads or num_cores(), overwrite=overwrite
@@ -84,11 +92,8 @@ def fuse(
     vocabulary = align_vocabularies(plan)
     files, index = laid_out(plan, vocabulary, shard_bytes)
     given = {name: tensor.detach().cpu().contiguous() for name, tensor in (fitted or {}).items()}
-    runner = Runner(plan, vocabulary, torch.device(device), report, given)
-    folder = plan.models[plan.main].folder
-    copies = {path.name: path for path in (companions(folder) if folder else [])}
-    if folder and copies:
-        copies |= {str(path.relative_to(folder)): path for path in in_modules(folder)}
+    runner = Runner(plan, vocabulary, where, report, given)
+    copies = copied_files(plan)
     other_bytes = sum(path.stat().st_size for path in copies.values())
     hashes = {name: tensor_hash([tensor]) for name, tensor in given.items()}
     key = run_key(plan, str(runner.device), shard_bytes, allow, hashes)
@@ -104,7 +109,17 @@ def fuse(
             (output.folder / name).parent.mkdir(exist_ok=True)
             (output.folder / name).write_bytes(content)
     names = [*(file.name for file in files), *extra]
-    return Fused(tuple(out / name for name in names), sum(file.num_bytes for file in files), kept)
+    return Fused(tuple(out / name for name in names), sum(file.num_bytes for file in files), kept, plan.float_buffers)
+
+
+def copied_files(plan: Plan) -> dict[str, Path]:
+    """Name in the output -> the file beside the main model's weights, or its base's, that is copied: the tokenizer, say."""
+    main = plan.models[plan.main]
+    folder = main.folder or (main.base.folder if main.base else None)
+    copies = {path.name: path for path in (companions(folder) if folder else [])}
+    if folder and copies:
+        copies |= {str(path.relative_to(folder)): path for path in in_modules(folder)}
+    return copies
 
 
 def laid_out(plan: Plan, vocabulary: Vocabulary | None, shard_bytes: int) -> tuple[list[LaidOut], dict[str, bytes]]:

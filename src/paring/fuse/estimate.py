@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 
 from paring.delta.checkpoint.fingerprint import tensor_hash
+from paring.delta.checkpoint.write import refuse_no_room
+from paring.fuse.apart import refuse_onto_input
 from paring.fuse.as_bank import expected, refuse_present_bank
 from paring.fuse.config import Config, read_config
-from paring.fuse.engine import laid_out
+from paring.fuse.device import usable
+from paring.fuse.engine import copied_files, laid_out
 from paring.fuse.inputs import Inputs
-from paring.fuse.output import refuse_present
+from paring.fuse.output import refuse_no_room_for, refuse_present
 from paring.fuse.plan import Job, Plan, make_plan
 from paring.fuse.runner import Runner, num_cores, one_thread_each
 from paring.fuse.tokens import align_vocabularies
@@ -52,7 +55,7 @@ class Estimate:
         copied = sum(job.settings is None for job in jobs)
         yield f"  into  {self.out}: {len(jobs):,} tensors ({', '.join(f'{n:,} {t}' for t, n in types.items())})"
         if copied:
-            yield f"  {copied} integer buffers are copied"
+            yield f"  {copied} buffers are copied" + (f"; {note}" if (note := self.plan.float_buffers) else "")
         yield f"  files {', '.join(self.files[:4])}" + (f" and {len(self.files) - 4} more" if len(self.files) > 4 else "")
         yield f"reads   {self.read_bytes / 1e9:.3f} GB"
         yield f"writes  {self.write_bytes / 1e9:.3f} GB"
@@ -77,14 +80,15 @@ def estimate(
     Raises:
         As ``engine.fuse``, as far as that shows without reading the models' tensors.
     """
-    out = Path(out)
+    out, where = Path(out), usable(device)
     config = config if isinstance(config, Config) else read_config(config)
     (refuse_present_bank if config.method.per_task_state else refuse_present)(out.resolve(), overwrite)
     plan = make_plan(config, allow)
+    refuse_onto_input(out, plan.models.items())
     vocabulary = align_vocabularies(plan)
     files, _ = laid_out(plan, vocabulary, shard_bytes)
     names, write_bytes = tuple(file.name for file in files), sum(file.num_bytes for file in files)
-    runner = Runner(plan, vocabulary, torch.device(device), lambda done, total: None)
+    runner = Runner(plan, vocabulary, where, lambda done, total: None)
     threads = threads or num_cores()
     reads = plan.input_bytes * (1 if config.scope == "tensor" else 2)
     with one_thread_each():
@@ -95,6 +99,9 @@ def estimate(
     work = sum(sorted(map(runner.work_bytes, plan.jobs), reverse=True)[:threads])
     if config.method.per_task_state:
         names, write_bytes, held = expected(plan)
+        refuse_no_room(out.resolve(), write_bytes)
+    else:
+        refuse_no_room_for(out.resolve(), write_bytes + sum(path.stat().st_size for path in copied_files(plan).values()))
     return Estimate(plan, out, names, reads, write_bytes, held, seconds, work)
 
 
@@ -103,7 +110,7 @@ def _seconds_an_entry(plan: Plan, device: torch.device) -> float:
     job = max((j for j in plan.jobs if j.settings), key=lambda j: j.info.nbytes, default=None)
     if job is None:
         return 0.0
-    inputs = _random(job, device)
+    inputs = _random(job, device, exclusive=plan.config.method.exclusive)
     out = torch.empty(inputs.shape, dtype=job.info.dtype, device=device)
     plan.config.method(inputs, out)  # loads what is loaded once
     begun = time.perf_counter()
@@ -113,13 +120,16 @@ def _seconds_an_entry(plan: Plan, device: torch.device) -> float:
     return (time.perf_counter() - begun) / inputs.numel / len(inputs.models)
 
 
-def _random(job: Job, device: torch.device) -> Inputs:
+def _random(job: Job, device: torch.device, *, exclusive: bool) -> Inputs:
     assert job.settings
     width = job.info.shape[-1] if len(job.info.shape) > 1 else 1
     shape = (max(1, min(_SAMPLE, job.info.shape.numel()) // width), width)
     generator = torch.Generator().manual_seed(0)
-    base = torch.randn(shape, generator=generator).mul_(0.02)
+    base = torch.randn(shape, generator=generator).mul_(0.02).bfloat16().float()
     models = [base + torch.randn(shape, generator=generator).mul_(1e-4) for _ in job.sources]
+    if exclusive:  # each changes entries of its own
+        whose = torch.arange(base.numel()).view(shape) % len(models)
+        models = [torch.where(whose == i, model, base) for i, model in enumerate(models)]
     return Inputs(
         job.name,
         tuple(m.bfloat16().to(device) for m in models),
@@ -130,8 +140,10 @@ def _random(job: Job, device: torch.device) -> Inputs:
 
 
 def _rate(plan: Plan) -> float:
-    """Bytes a second of the first checkpoint, read and hashed by one thread, as its files are now."""
-    checkpoint = next(m.checkpoint for m in plan.models.values() if m.checkpoint)
+    """Bytes a second of the first checkpoint (a model, or the base of one), read and hashed by one thread, as it lies now."""
+    first = next(iter(plan.models.values()))
+    checkpoint = first.checkpoint or (first.base.checkpoint if first.base else None)
+    assert checkpoint  # what is no checkpoint has a base that is one
     num_bytes, begun = 0, time.perf_counter()
     for name in sorted(checkpoint.names, key=lambda name: checkpoint.info(name).nbytes):
         tensor_hash(checkpoint.pieces(name, 1 << 20))

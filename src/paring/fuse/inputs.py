@@ -51,6 +51,32 @@ def _below(magnitude: float) -> float:
     return float(np.nextafter(np.float32(magnitude), np.float32(-np.inf)))
 
 
+class Turned:
+    """A tensor of three or more dimensions as if dimension 1 were its last: flat, in pieces of whole rows, without a copy."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.view(tensor.shape[0], tensor.shape[1], -1)
+
+    def __getitem__(self, piece: slice) -> Tensor:
+        return torch.cat([part.T.reshape(-1) for part in self._parts(piece)])
+
+    def __setitem__(self, piece: slice, values: Tensor) -> None:
+        start = 0
+        for part in self._parts(piece):
+            part.T.copy_(values[start : start + part.numel()].view(-1, part.shape[0]))
+            start += part.numel()
+
+    def _parts(self, piece: slice) -> Iterator[Tensor]:
+        _, row, inner = self._tensor.shape
+        assert piece.step in (None, 1) and piece.start % row == 0 == piece.stop % row, piece
+        at, end = piece.start // row, piece.stop // row
+        while at < end:
+            outer, first = divmod(at, inner)
+            last = min(inner, first + end - at)
+            yield self._tensor[outer, :, first:last]
+            at += last - first
+
+
 Cuts = tuple[tuple[Cut, ...], ...]  # of every ranking that a method makes, in its order
 
 
@@ -68,6 +94,8 @@ class Inputs:
         seed: of methods that draw.
         cuts: of ``scope: global`` (``paring.fuse.scope``): where the thresholds fall in this tensor; None: they are found
             in this tensor alone.
+        rows: the dimension along which a row is: -1, or 1, of tensors of three or more dimensions; pieces are those of the
+            tensors with this dimension last.
 
     Raises:
         FuseError: shapes differ, a type is not a float type, or a difference has no base.
@@ -82,7 +110,8 @@ class Inputs:
     differences: tuple[bool, ...] = ()
     seed: int = 0
     cuts: Cuts | None = None
-    _flat: tuple[Tensor, ...] = field(init=False, repr=False)
+    rows: int = -1
+    _flat: tuple[Tensor | Turned, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         n = len(self.models)
@@ -94,7 +123,7 @@ class Inputs:
             raise FuseError(f"'{self.name}': {n} models, with keys {list(self.keys)}; expected one of its own for each")
         if any(self.differences) and self.base is None:
             raise FuseError(f"'{self.name}': model '{self._difference()}' is a difference; expected its base beside it")
-        flat = tuple(t.reshape(-1) for t in (*self.models, *(() if self.base is None else (self.base,))))
+        flat = tuple(self.flat(t) for t in (*self.models, *(() if self.base is None else (self.base,))))
         object.__setattr__(self, "_flat", flat)
         first = self.models[0] if self.base is None else self.base
         whose = f"model '{self.keys[0]}'" if self.base is None else "the base"
@@ -121,6 +150,10 @@ class Inputs:
     @property
     def device(self) -> torch.device:
         return self.models[0].device
+
+    def flat(self, tensor: Tensor) -> Tensor | Turned:
+        """A tensor of their shape as pieces index it; to be written to where it is contiguous."""
+        return tensor.reshape(-1) if self.rows == -1 else Turned(tensor.contiguous())
 
     def values(self, parameter: str) -> list[float]:
         """One parameter of every model."""

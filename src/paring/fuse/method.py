@@ -1,6 +1,7 @@
 """A merge method as data: its function, its parameters, what it needs, where it is from."""
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -70,6 +71,8 @@ class Parameter:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole and not (self.kind is float and isinstance(value, float) and math.isfinite(value)):
             raise FuseError(f"{where}{self.name} is {value!r}; expected {self.range}{remedy}")
+        if whole and self.kind is float and abs(value) > sys.float_info.max:
+            raise FuseError(f"{where}{self.name} is a number of {value.bit_length()} bits; expected {self.range}{remedy}")
         low = value > self.low if self.open_low else value >= self.low
         high = value < self.high if self.open_high else value <= self.high
         if not (low and high):
@@ -118,6 +121,7 @@ class Method:
         base: "required"; "optional": used where there is one; "unused": a base that shall take part is one of the models.
         min_models, max_models: besides the base; None: any number.
         needs_data: calibration data.
+        exclusive: no two models may change the same entry.
         per_task_state: beside the merged tensor there is a mask and a scale for each task (``paring.fuse.emr``).
         work_bytes: given a tensor's shape and the parameters, the most memory that it takes beside the output, as measured, but
             for pieces that stay in the cache; 0: it goes entry by entry.
@@ -134,6 +138,7 @@ class Method:
     min_models: int = 1
     max_models: int | None = None
     needs_data: bool = False
+    exclusive: bool = False
     per_task_state: bool = False
     work_bytes: Callable[[torch.Size, Settings], int] = lambda shape, parameters: 0
     stages: tuple[Stage, ...] = ()

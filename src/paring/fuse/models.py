@@ -9,11 +9,12 @@ A tensor of a checkpoint stays in its file and is read when it is touched. A del
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 
 from paring.delta.checkpoint.find import IN_FOLDER
@@ -31,6 +32,8 @@ from paring.delta.taskvector import TaskVector
 from paring.fuse.config import Config, Reference
 
 _ADAPTER = "adapter_config.json"
+TOKENIZER = "tokenizer.json"
+_TEXTS = ("config.json", *(name for name in IN_FOLDER if name.endswith(".json")))  # configuration and index
 TUNED = "model.delta.safetensors"  # what `paring tune` leaves in its folder
 
 
@@ -51,9 +54,13 @@ class Weights:
         folder: where its configuration and tokenizer are; None: nowhere.
         checkpoint: its files; None: it is not of weights.
         base: what it is read beside; None: nothing.
+        before: its ``state`` when it was opened.
+
+    Args:
+        texts: names of the files in its folder that what is read of it depends on, beside the weights.
     """
 
-    def __init__(self, where: str | Path) -> None:
+    def __init__(self, where: str | Path, texts: Sequence[str] = _TEXTS) -> None:
         self.checkpoint: Checkpoint = open_checkpoint(where)
         self.source = CheckpointSource(self.checkpoint, where)
         self.called, self.public = self.source.called, public_name(str(where))
@@ -61,6 +68,9 @@ class Weights:
         self.tied = self.source.tied()
         self.folder: Path | None = self.checkpoint.folder
         self.base: Weights | None = None
+        given = [Path(where).name] if str(where).endswith(".json") else []  # an index of another name
+        self._texts = tuple(self.checkpoint.folder / name for name in dict.fromkeys([*texts, *given]))
+        self.before = self.state()
 
     def read(self, name: str) -> Read:
         return Read(self.checkpoint.mapped(name))
@@ -77,19 +87,22 @@ class Weights:
         """By what it can be known again; ``hashes`` of its checkpoint's tensors."""
         return {"kind": "checkpoint", "fingerprint": _total(self.infos, hashes), "tensors": len(self.infos)}
 
-    def files(self) -> list[tuple[str, int, int, int]]:
-        """Paths, sizes and times of change of its files, as they are now."""
-        return self.checkpoint.state()
+    def state(self) -> list[Any]:
+        """By what a change of it shows: paths, sizes and times of change of its weights' files, hashes of its texts, as they
+        are now."""
+        return [*self.checkpoint.state(), *_texts_now(self._texts)]
 
 
 class Tuned:
     """A task vector beside its base, from a delta or an adapter.
 
     Args:
-        kept: the files that hold it.
+        kept: the files that hold it, ``texts`` those without tensors.
     """
 
-    def __init__(self, vector: TaskVector, base: Weights, where: str, kind: str, kept: list[Checkpoint]) -> None:
+    def __init__(
+        self, vector: TaskVector, base: Weights, where: str, kind: str, kept: list[Checkpoint], texts: Sequence[Path] = ()
+    ) -> None:
         self.called, self.public, self._kind = where, public_name(where), kind
         self.checkpoint: Checkpoint | None = None
         self.base, self._vector, self._kept = base, vector, kept
@@ -101,6 +114,8 @@ class Tuned:
         first = {planned.there: name for name, planned in reversed(self._plan.items()) if planned.there}
         self.tied = {n: first[p.there] for n, p in self._plan.items() if p.there and first[p.there] != n}
         self.config = vector.facts.get("config")
+        self._texts = tuple(texts)
+        self.before = self.state()
 
     @property
     def names_of_base(self) -> dict[str, str]:
@@ -142,10 +157,13 @@ class Tuned:
             for name, digest in fingerprint(checkpoint).items():
                 info = checkpoint.info(name)
                 stored[name] = str(info.dtype).removeprefix("torch."), list(info.shape), digest
-        return {"kind": self._kind, "fingerprint": total(stored), "of_base": self._vector.base.total}
+        settings = {"settings": self._vector.facts["adapter"]} if self._kind == "adapter" else {}  # its rank and scale
+        return {"kind": self._kind, "fingerprint": total(stored), "of_base": self._vector.base.total} | settings
 
-    def files(self) -> list[tuple[str, int, int, int]]:
-        return [row for checkpoint in self._kept for row in checkpoint.state()]
+    def state(self) -> list[Any]:
+        """Of its own files and its base's."""
+        own = [row for checkpoint in self._kept for row in checkpoint.state()]
+        return [*own, *_texts_now(self._texts), *self.base.state()]
 
     def _changes(self, name: str) -> list[str]:
         return self._parts.get(self._plan[name].name, [])
@@ -200,27 +218,33 @@ def _open(reference: Reference, config: Config, weights: dict[str, Weights]) -> 
     if reference.adapter and kind == "checkpoint":
         raise DeltaError(f"{where} after the plus sign is no delta and no folder of a PEFT adapter ({_ADAPTER})")
     if kind == "checkpoint":
-        return _weights(where, weights)
+        return _weights(where, config, weights)
     base = reference.model if reference.adapter else config.base.model if config.base and not config.base.adapter else None
     if base is None or kind_of(base)[0] != "checkpoint":
         raise DeltaError(
             f"{where} is {'a delta' if kind == 'delta' else 'an adapter'}; expected its base, as base_model or BASE+{where}"
         )
-    beside = _weights(base, weights)
+    beside = _weights(base, config, weights)
+    path = Path(where).expanduser()
     if kind == "delta":
-        path = Path(where).expanduser()
         vector = load_delta(path, base=beside.checkpoint)
-        return Tuned(vector, beside, where, kind, [open_checkpoint(shard, kind="safetensors") for shard in shards_of(path)])
+        kept = [open_checkpoint(shard, kind="safetensors") for shard in shards_of(path)]
+        return Tuned(vector, beside, where, kind, kept, [path / INDEX] if path.is_dir() else [])
     from paring.neighbours.peft_import import find_adapter, import_peft
 
     vector = import_peft(where, beside.checkpoint)
-    return Tuned(vector, beside, where, kind, [open_checkpoint(find_adapter(where))])
+    return Tuned(vector, beside, where, kind, [open_checkpoint(find_adapter(where))], [path / _ADAPTER])
 
 
-def _weights(where: str, weights: dict[str, Weights]) -> Weights:
+def _weights(where: str, config: Config, weights: dict[str, Weights]) -> Weights:
     if where not in weights:
-        weights[where] = Weights(where)
+        weights[where] = Weights(where, (*_TEXTS, TOKENIZER) if config.tokenizer else _TEXTS)
     return weights[where]
+
+
+def _texts_now(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """Paths and hashes of those that are there."""
+    return [(str(path.absolute()), blake3(path.read_bytes()).hexdigest(16)) for path in paths if path.is_file()]
 
 
 def model_config(model: Model) -> dict[str, Any] | None:

@@ -2,8 +2,9 @@
 
 What is being written lies in a hidden folder beside the final one, ``.NAME.fuse``, with a journal: a line for the run (what is
 merged, by a hash), then one for each finished tensor, with the hash of its bytes. A run that is killed leaves it; the same run
-takes it up again and keeps each tensor whose bytes have the hash that stands in the journal. Another run, or an error,
-removes it. The folder gets its name when everything is in it and synced.
+takes it up again and keeps each tensor whose bytes have the hash that stands in the journal. So it is with one that ran out of
+memory or disk, once a tensor is finished. Another run, or any other error, removes it. The folder gets its name when
+everything is in it and synced.
 """
 
 import json
@@ -99,7 +100,8 @@ class Output:
 @contextmanager
 def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, overwrite: bool) -> Iterator[Output]:
     """The output under way; on leaving it is at ``out``, whole. When an exception leaves, nothing is left, unless it is an
-    interruption (``KeyboardInterrupt``), after which the same run goes on.
+    interruption (``KeyboardInterrupt``) or says that the machine gave out (``machine_failed``) when a tensor was finished:
+    after these the same run goes on.
 
     Args:
         files: as ``lay_out`` gives them.
@@ -133,19 +135,27 @@ def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, 
                 yield output
             finally:
                 output.close()
-            (folder / JOURNAL).unlink()
             for path in folder.rglob("*"):
                 sync(path)
+            (folder / JOURNAL).unlink()
             sync(folder)
             put_in_place(folder, out, overwrite)
             shutil.rmtree(folder, ignore_errors=True)  # the old one, where there was one
         except KeyboardInterrupt:
             raise
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException as error:
+            if not (machine_failed(error) and (folder / JOURNAL).exists() and _any_finished(journal)):
+                shutil.rmtree(folder, ignore_errors=True)
             raise
     finally:
         os.close(journal)
+
+
+def machine_failed(error: BaseException) -> bool:
+    """Whether an error is of the machine (its disk, its memory), and not of what it was asked to do."""
+    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # PyTorch's, where this machine has no more
 
 
 def hidden(out: Path) -> Path:
@@ -162,6 +172,12 @@ def refuse_present(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise FileExistsError(f"{out} is there already; take another name, remove it first, or ask for it to be overwritten")
     refuse_foreign(out)
+
+
+def refuse_no_room_for(out: Path, num_bytes: int) -> None:
+    """As ``writing`` will find it: what an earlier run left is taken up, or removed, and counts as free."""
+    left = [path.stat().st_blocks * 512 for path in hidden(out).rglob("*") if path.is_file()]
+    refuse_no_room(out, num_bytes - sum(left))
 
 
 def _write(fd: int, view: memoryview, start: int) -> None:
@@ -183,6 +199,10 @@ def _read(journal: int) -> list[Any]:
         if not isinstance(found[-1], dict):
             return []
     return found
+
+
+def _any_finished(journal: int) -> bool:
+    return len(_read(journal)) > 1
 
 
 def _empty(folder: Path) -> None:

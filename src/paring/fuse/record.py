@@ -39,7 +39,7 @@ def run_key(plan: Plan, device: str, shard_bytes: int, allow: Collection[str], f
     """
     content: dict[str, Any] = {
         "configuration": plan.config.text,
-        "files": [plan.models[r].files() for r in plan.config.references],
+        "files": [plan.models[r].before for r in plan.config.references],
         "settings": [device, shard_bytes, sorted(allow)],
         "versions": [__version__, torch.__version__],
     }

@@ -7,10 +7,10 @@ and no tensor is begun for which there is no room; the largest always has it.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from threading import Condition, Event, Lock
+from contextlib import AbstractContextManager, contextmanager
+from threading import Event, Lock
 from types import MappingProxyType
 
 import torch
@@ -23,6 +23,7 @@ from paring.fuse.inputs import PIECE, Cuts, FuseError, Inputs
 from paring.fuse.models import Read
 from paring.fuse.output import Output
 from paring.fuse.plan import Job, Origin, Plan
+from paring.fuse.room import Room
 from paring.fuse.scope import global_cuts
 from paring.fuse.tokens import Vocabulary
 
@@ -75,11 +76,11 @@ class Runner:
         """Writes every tensor that is not there yet, and hashes every tensor of the inputs."""
         jobs = sorted(self.plan.jobs, key=lambda job: -job.info.nbytes)
         todo = [job for job in jobs if not {job.name, *job.aliases} <= output.kept.keys()]
-        room = _Room(self.room_bytes(threads))
+        room = Room(self.room_bytes(threads))
         used = {(o.model, o.name) for job in todo for o in job.origins}
         with ThreadPoolExecutor(threads) as pool:
             if self.plan.config.scope == "global":
-                self._cuts = self._global_cuts(pool)
+                self._cuts = self._global_cuts(pool, room)
             self._count(sum(self._bytes(job) for job in jobs) - sum(self._bytes(job) for job in todo))
             futures = [pool.submit(self._one, job, output, room) for job in todo]
             for reference, hashes in self.hashes.items():
@@ -94,9 +95,15 @@ class Runner:
                     future.cancel()
                 raise
 
-    def _global_cuts(self, pool: ThreadPoolExecutor) -> Mapping[str, Cuts]:
+    def _global_cuts(self, pool: ThreadPoolExecutor, room: Room) -> Mapping[str, Cuts]:
         """Where thresholds over all tensors fall: a first reading of all."""
         merged = {job.name: job for job in self.plan.jobs if job.settings}
+
+        def holding(name: str, model: int | None) -> AbstractContextManager[None]:
+            job = merged[name]
+            beside = (job.base,) if job.base else ()
+            return room.of(self._read_bytes(job, job.origins if model is None else (job.sources[model], *beside)))
+
         try:
             return global_cuts(
                 self.plan.config.method,
@@ -104,6 +111,7 @@ class Runner:
                 lambda name: self.inputs(merged[name]),
                 pool.map,
                 load_some=lambda name, models: self.inputs(merged[name], models),
+                holding=holding,
             )
         except FuseError as error:
             for job in merged.values():
@@ -127,15 +135,21 @@ class Runner:
 
     def held_bytes(self, job: Job) -> int:
         """The most memory that a tensor takes, beside the page cache and what does not grow with it."""
-        models = self.plan.models
-        found = self.work_bytes(job) + job.info.nbytes + sum(models[o.model].held_bytes(o.name) for o in job.origins)
-        return found + (self._vocabulary.held_bytes(job) if self._vocabulary and job.vocabulary else 0)
+        return self.work_bytes(job) + job.info.nbytes + self._read_bytes(job, job.origins)
+
+    def _read_bytes(self, job: Job, origins: Sequence[Origin]) -> int:
+        """What reading a tensor of these models takes; all are read where vocabularies are aligned."""
+        if self._vocabulary and job.vocabulary:
+            aligned, origins = self._vocabulary.held_bytes(job), job.origins
+        else:
+            aligned = 0
+        return aligned + sum(self.plan.models[o.model].held_bytes(o.name) for o in origins)
 
     def _bytes(self, job: Job) -> int:
         models = self.plan.models
         return job.info.nbytes * (1 + len(job.aliases)) + sum(models[o.model].infos[o.name].nbytes for o in job.origins)
 
-    def _one(self, job: Job, output: Output, room: "_Room") -> None:
+    def _one(self, job: Job, output: Output, room: Room) -> None:
         if self._stop.is_set():
             return
         with room.of(self.held_bytes(job)):
@@ -163,11 +177,13 @@ class Runner:
         Raises:
             DeltaError: one is not.
         """
+        for model in self.plan.models.values():
+            changed = {row[0] for row in {*model.before} ^ {*model.state()}}
+            if changed:
+                raise DeltaError(f"{model.called}: {min(changed)} was written to while it was read; fuse again")
         for reference, state in self._before.items():
             checkpoint = self.plan.models[reference].checkpoint
             assert checkpoint
-            if checkpoint.state() != state:
-                raise DeltaError(f"{self.plan.models[reference].called} was written to while it was read; fuse again")
             remember(checkpoint, self.hashes[reference], state)
 
     def merged(self, job: Job) -> Tensor:
@@ -232,7 +248,7 @@ class Runner:
         return (self.plan.models[origin.model], origin.name) if origin else None
 
     def _copied(self, job: Job) -> Tensor:
-        """An integer buffer, which is the same in all models."""
+        """A buffer: of whole numbers the same in all models, of floats one model's."""
         first = self.weights(job.sources[0])
         for origin in job.sources[1:]:
             other = self.weights(origin)
@@ -267,25 +283,6 @@ class Runner:
         with self._lock:
             self._done += num_bytes
             self._report(self._done, self._total)
-
-
-class _Room:
-    """Memory that threads share: each waits until what it needs is free."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self._free, self._changed = num_bytes, Condition()
-
-    @contextmanager
-    def of(self, num_bytes: int) -> Iterator[None]:
-        with self._changed:
-            self._changed.wait_for(lambda: self._free >= num_bytes)
-            self._free -= num_bytes
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += num_bytes
-                self._changed.notify_all()
 
 
 def _checked(fitted: Mapping[str, Tensor], plan: Plan) -> Mapping[str, Tensor]:

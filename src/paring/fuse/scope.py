@@ -6,6 +6,7 @@ streamed readings of each model (``paring.slim.histogram``) and a third one up t
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
@@ -23,6 +24,8 @@ B = TypeVar("B")
 Map = Callable[[Callable[[A], B], Iterable[A]], Iterable[B]]
 Load = Callable[[str], Inputs]
 LoadSome = Callable[[str, Collection[int]], Inputs]
+Holding = Callable[[str, int | None], AbstractContextManager[None]]
+Reader = Callable[[str], Iterator[tuple[Inputs, Ranking]]]
 
 
 def local_cuts(inputs: Inputs, stages: Sequence[Stage]) -> Cuts:
@@ -36,7 +39,13 @@ def local_cuts(inputs: Inputs, stages: Sequence[Stage]) -> Cuts:
 
 
 def global_cuts(
-    method: Method, names: Sequence[str], load: Load, map: Map = map, *, load_some: LoadSome | None = None
+    method: Method,
+    names: Sequence[str],
+    load: Load,
+    map: Map = map,
+    *,
+    load_some: LoadSome | None = None,
+    holding: Holding = lambda name, model: nullcontext(),
 ) -> dict[str, Cuts]:
     """Of all tensors together: for each name what goes into ``Inputs.cuts``.
 
@@ -46,6 +55,7 @@ def global_cuts(
         map: for several threads: ``executor.map``; a call reads all tensors of one model.
         load_some: the same as ``load`` where only the models of these numbers are read: it need not make the others, whose
             content may be anything of their shape.
+        holding: entered for as long as a tensor is read, of one model by its number, or (None) of all: waits for memory, say.
 
     Raises:
         FuseError: the method ranks nothing, or tensors differ in what is asked for (a gradient of densities).
@@ -59,7 +69,11 @@ def global_cuts(
     total = sum(some(name, ()).numel for name in names)
     for stage in method.stages:
         rankings = len(stage(some(names[0], ()), found[names[0]]))
-        cuts = list(map(lambda i, stage=stage: _one(method, stage, i, names, load, some, found, total), range(rankings)))  # type: ignore[misc]
+
+        def one(i: int, stage: Stage = stage, found: dict[str, Cuts] = found) -> dict[str, tuple[Cut, ...]]:
+            return _one(method, stage, i, names, load, some, holding, found, total)
+
+        cuts = list(map(one, range(rankings)))
         found = {name: found[name] + tuple(of[name] for of in cuts) for name in names}
     return found
 
@@ -71,6 +85,7 @@ def _one(
     names: Sequence[str],
     load: Load,
     some: LoadSome,
+    holding: Holding,
     found: dict[str, Cuts],
     total: int,
 ) -> dict[str, tuple[Cut, ...]]:
@@ -81,15 +96,15 @@ def _one(
 
     model = unread(names[0]).model
 
-    def ranking(name: str) -> tuple[Inputs, Ranking]:
-        inputs = load(name) if model is None else some(name, (model,))
-        return inputs, stage(replace(inputs, cuts=None), found[name])[i]
+    def ranking(name: str) -> Iterator[tuple[Inputs, Ranking]]:
+        with holding(name, model):
+            inputs = load(name) if model is None else some(name, (model,))
+            yield inputs, stage(replace(inputs, cuts=None), found[name])[i]
+            del inputs  # before it is said to be
 
     def pieces() -> Iterator[tuple[None, Tensor]]:
         for name in names:
-            inputs, ranked = ranking(name)
-            for start, end in inputs.ranges():
-                yield None, ranked.read(start, end, 1).cpu()
+            yield from _pieces(ranking, name)
 
     of_nonzero = unread(names[0]).of_nonzero
     nonzero = sum(int(torch.count_nonzero(piece)) for _, piece in pieces()) if of_nonzero else total
@@ -102,24 +117,38 @@ def _one(
     return _by_tensor(names, ranking, thresholds(pieces, 1, [(0, k) for k in counts]))
 
 
-def _by_tensor(
-    names: Sequence[str], ranking: Callable[[str], tuple[Inputs, Ranking]], at: Sequence[Threshold]
-) -> dict[str, tuple[Cut, ...]]:
+def _pieces(ranking: Reader, name: str) -> Iterator[tuple[None, Tensor]]:
+    """One tensor's: nothing of it stays when the next is read."""
+    for inputs, ranked in ranking(name):
+        for start, end in inputs.ranges():
+            yield None, ranked.read(start, end, 1).cpu()
+        del inputs, ranked  # else they are there until the next are
+
+
+def _by_tensor(names: Sequence[str], ranking: Reader, at: Sequence[Threshold]) -> dict[str, tuple[Cut, ...]]:
     """One cut for each threshold: tied entries are in up to where their number is reached."""
-    out: dict[str, tuple[Cut, ...]] = {}
     left = [t.ties for t in at]
-    for name in names:
-        inputs, ranked = ranking(name)
-        ends = [0] * len(at)
-        open_ = [j for j, t in enumerate(at) if t.pattern > 0 and left[j]]
+    return {name: _cuts(ranking, name, at, left) for name in names}
+
+
+def _cuts(ranking: Reader, name: str, at: Sequence[Threshold], left: list[int]) -> tuple[Cut, ...]:
+    """Of one tensor.
+
+    Args:
+        left: tied entries that may still be in; those that are in this tensor are taken off.
+    """
+    ends, numel = [0] * len(at), 0
+    open_ = [j for j, t in enumerate(at) if t.pattern > 0 and left[j]]
+    for inputs, ranked in ranking(name):
+        numel = inputs.numel
         for start, end in inputs.ranges() if open_ else ():
             p = patterns(ranked.read(start, end, 1).cpu())
             for j in open_:
                 equal = np.flatnonzero(p == at[j].pattern)[: left[j]]
                 if equal.size:
                     ends[j], left[j] = start + int(equal[-1]) + 1, left[j] - equal.size
-        out[name] = tuple(Cut(-1.0, inputs.numel) if t.pattern < 0 else Cut(_magnitude(t), ends[j]) for j, t in enumerate(at))
-    return out
+        del inputs, ranked  # as above
+    return tuple(Cut(-1.0, numel) if t.pattern < 0 else Cut(_magnitude(t), ends[j]) for j, t in enumerate(at))
 
 
 def _magnitude(t: Threshold) -> float:

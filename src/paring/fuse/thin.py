@@ -83,7 +83,7 @@ def by_rank(inputs: Inputs, i: int, cuts: Cuts) -> Thin:
     density, epsilon = inputs.values("density")[i], inputs.values("epsilon")[i]
     if density >= 1:
         return everything
-    draws, row = Draws(inputs.seed, inputs.name, inputs.keys[i]), inputs.shape[-1] if inputs.shape else 1
+    draws, row = Draws(inputs.seed, inputs.name, inputs.keys[i]), inputs.shape[inputs.rows] if inputs.shape else 1
 
     def thin(piece: Tensor, start: int) -> Tensor:
         codes = (piece.cpu().numpy().view(np.int32) >> 16).astype(np.int16) & 0x7FFF

@@ -43,7 +43,7 @@ def merge(inputs: Inputs, out: Tensor, thinner: Thinner, stages: Sequence[Stage]
     total = sum(weights) if inputs.parameters["normalize"] and not elect else 1.0
     scale = float(inputs.parameters["lambda"]) / total  # type: ignore[arg-type]
     divide = bool(inputs.parameters["normalize"])
-    flat = out.view(-1)
+    flat = inputs.flat(out)
     for start, end in inputs.ranges(row):
         base = inputs.base_piece(start, end)
         kept = [thin(inputs.difference(i, start, end, base=base), start) for i, thin in enumerate(thins)]

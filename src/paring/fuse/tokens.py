@@ -5,7 +5,8 @@
 
 A model that lacks a token gets a row for it before models are merged: the base's, if it has the token; that of the one model
 that has it; the mean of all that have it (mergekit's rule). Vocabularies are read from ``tokenizer.json``; a token without a
-row in its model's embeddings counts as lacking. The output has as many rows as its tokenizer has tokens: no padding.
+row in its model's embeddings counts as lacking. The output has rows up to the last token: no padding. A row between them that
+stands for no token in any model (tokenizers leave numbers out) is the base's own, else that of the first model that has it.
 """
 
 import json
@@ -20,10 +21,10 @@ from torch import Tensor
 from paring.delta.checkpoint.tensorinfo import TensorInfo
 from paring.delta.errors import DeltaError
 from paring.fuse.config import Reference
-from paring.fuse.models import Model, model_config
+from paring.fuse.inputs import PIECE
+from paring.fuse.models import TOKENIZER, Model, model_config
 from paring.fuse.plan import Job, Plan
 
-_FILE = "tokenizer.json"
 # Files of slow tokenizers, which say the same as tokenizer.json; of a union they would no longer.
 REPLACED = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "added_tokens.json")
 
@@ -35,12 +36,14 @@ class Vocabulary:
     Attributes:
         size: rows of the output.
         rows: for each model, its row for each row of the output; -1: it lacks the token.
+        spare: likewise, its row of the same number where neither it nor the output has a token of that number.
         base: whose rows come first in making up for those that are lacking; None: nobody's.
         files: to be written with the output.
     """
 
     size: int
     rows: Mapping[Reference, Tensor]
+    spare: Mapping[Reference, Tensor]
     base: Reference | None
     files: Mapping[str, bytes]
 
@@ -49,8 +52,9 @@ class Vocabulary:
         return TensorInfo(job.info.dtype, torch.Size((self.size, *job.info.shape[1:])))
 
     def held_bytes(self, job: Job) -> int:
-        """What aligning a tensor takes: a copy of each input in fp32."""
-        return 4 * self.info(job).shape.numel() * (len(job.origins) + 1)
+        """What aligning a tensor takes: a copy of each input in fp32, and what the output is larger than the input."""
+        out = self.info(job)
+        return 4 * out.shape.numel() * len(job.origins) + max(0, out.nbytes - job.info.nbytes)
 
     def aligned(self, job: Job, models: Sequence[Tensor], base: Tensor | None) -> tuple[list[Tensor], Tensor | None]:
         """The inputs of a tensor with one row for each token of the output, in fp32.
@@ -58,28 +62,48 @@ class Vocabulary:
         Args:
             models, base: weights as the models have them, in the order of ``job.sources``.
         """
-        every = list(zip((o.model for o in job.origins), [*models, *([] if base is None else [base])], strict=True))
-        own = {reference: self._own(reference, tensor) for reference, tensor in every}
-        rows = {reference: self.rows[reference].to(tensor.device) for reference, tensor in own.items()}
-        has = torch.stack([row >= 0 for row in rows.values()])
-        count = has.sum(0)
-        fill = torch.stack([own[r] for r in own]).sum(0) if bool((count < len(rows)).any()) else None
-        if fill is not None:
-            fill /= count.clamp(min=1).view(-1, *[1] * (fill.ndim - 1))
-            if self.base is not None and self.base in own:
-                there = rows[self.base] >= 0
-                fill[there] = own[self.base][there]
-            for reference, row in rows.items():
-                own[reference][row < 0] = fill[row < 0]
-        found = [own[o.model] for o in job.sources]
-        return found, (own[job.base.model] if job.base else None)
+        references, given = [o.model for o in job.origins], [*models, *([] if base is None else [base])]
+        rows = [row.to(tensor.device) for row, tensor in zip(self._rows(references), given, strict=True)]
+        found = [torch.empty((self.size, *tensor.shape[1:]), device=tensor.device) for tensor in given]
+        first = references.index(self.base) if self.base in references else None
+        block = max(1, PIECE // found[0][0].numel())
+        for start in range(0, self.size, block):
+            inside = slice(start, start + block)
+            for whole, part in zip(found, _filled(given, [row[inside] for row in rows], first), strict=True):
+                whole[inside] = part
+        return found[: len(models)], (found[-1] if job.base else None)
 
-    def _own(self, reference: Reference, tensor: Tensor) -> Tensor:
-        """A model's rows in the output's order; zero where it lacks the token."""
-        row = self.rows[reference].to(tensor.device)
-        found = tensor.float()[row.clamp(min=0)]
-        found[row < 0] = 0
+    def _rows(self, references: Sequence[Reference]) -> list[Tensor]:
+        """Of each model, its row for each row of the output; where none has the token, a spare one of the first that has it."""
+        rows = [self.rows[reference] for reference in references]
+        nobody = torch.stack(rows).amax(0) < 0
+        for i in sorted(range(len(rows)), key=lambda i: references[i] != self.base):
+            own = nobody & (self.spare[references[i]] >= 0)
+            rows[i] = torch.where(own, self.spare[references[i]], rows[i])
+            nobody &= ~own
+        return rows
+
+
+def _filled(tensors: Sequence[Tensor], rows: Sequence[Tensor], first: int | None) -> list[Tensor]:
+    """Rows of several tensors, fp32, and of those that a tensor lacks (-1) what makes up for them.
+
+    Args:
+        first: the tensor whose row that is, where it has one; else it is the mean of all that have one, or zero.
+    """
+    has = [row >= 0 for row in rows]
+    found = [tensor[row.clamp(min=0)].float() for tensor, row in zip(tensors, rows, strict=True)]
+    if all(bool(there.all()) for there in has):
         return found
+    fill = torch.zeros_like(found[0])
+    for part, there in zip(found, has, strict=True):
+        part[~there] = 0
+        fill += part
+    fill /= torch.stack(has).sum(0).clamp(min=1).view(-1, *[1] * (fill.ndim - 1))
+    if first is not None:
+        fill[has[first]] = found[first][has[first]]
+    for part, there in zip(found, has, strict=True):
+        part[~there] = fill[~there]
+    return found
 
 
 def align_vocabularies(plan: Plan) -> Vocabulary | None:
@@ -101,14 +125,20 @@ def align_vocabularies(plan: Plan) -> Vocabulary | None:
     if plan.config.tokenizer == "union":
         new = _missing(out, tokenizers, known)
     size = max(out.values()) + 1
-    rows = {}
+    rows, spare = {}, {}
     for reference, tokens in known.items():
-        row = torch.full((size,), -1, dtype=torch.int64)
-        for token, place in out.items():
-            row[place] = tokens.get(token, -1)
-        rows[reference] = row
-    files = {_FILE: tokenizers[plan.main].with_tokens(new)} if new else {}
-    return Vocabulary(size, rows, plan.config.base, files)
+        rows[reference] = _placed(size, {place: tokens.get(token, -1) for token, place in out.items()})
+        num_rows, taken = _num_rows(plan, jobs, reference), {*out.values(), *tokens.values()}
+        spare[reference] = _placed(size, {i: i for i in range(min(size, num_rows)) if i not in taken})
+    files = {TOKENIZER: tokenizers[plan.main].with_tokens(new)} if new else {}
+    return Vocabulary(size, rows, spare, plan.config.base, files)
+
+
+def _placed(size: int, numbers: Mapping[int, int]) -> Tensor:
+    """-1, but for ``numbers`` at their places."""
+    found = torch.full((size,), -1, dtype=torch.int64)
+    found[torch.tensor([*numbers], dtype=torch.int64)] = torch.tensor([*numbers.values()], dtype=torch.int64)
+    return found
 
 
 class _Tokenizer:
@@ -116,10 +146,10 @@ class _Tokenizer:
 
     def __init__(self, model: Model) -> None:
         folder = model.folder or (model.base.folder if model.base else None)
-        self.path = (folder or Path()) / _FILE
+        self.path = (folder or Path()) / TOKENIZER
         if folder is None or not self.path.is_file():
             raise DeltaError(
-                f"{model.called} has no {_FILE}, by which vocabularies are aligned; save its tokenizer beside it "
+                f"{model.called} has no {TOKENIZER}, by which vocabularies are aligned; save its tokenizer beside it "
                 "(AutoTokenizer.from_pretrained(…).save_pretrained)"
             )
         try:

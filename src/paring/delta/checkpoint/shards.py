@@ -101,7 +101,8 @@ class SafetensorsShard:
         self._fd, self._buffers = -1, []
 
     def __del__(self) -> None:
-        self.close()
+        if os is not None and os.close is not None:  # at the interpreter's end modules may have gone before their objects
+            self.close()
 
     def _buffer(self, size: int) -> Tensor:
         try:
@@ -135,8 +136,13 @@ class TorchShard:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metadata: dict[str, str] = {}
-        self._stat = path.stat()
-        self._tensors = torchfile.load(path)
+        self._fd = -1
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # for its times of change alone
+        try:
+            self._tensors = torchfile.load(path)
+        except BaseException:
+            self.close()
+            raise
         self.infos = {name: TensorInfo(t.dtype, t.shape) for name, t in self._tensors.items()}
         self.tied = torchfile.tied(self._tensors)
 
@@ -153,10 +159,16 @@ class TorchShard:
         return self._tensors[name].contiguous()
 
     def stat(self) -> os.stat_result:
-        return self._stat
+        return os.fstat(self._fd)
 
     def close(self) -> None:
-        self._tensors = {}
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._tensors = -1, {}
+
+    def __del__(self) -> None:
+        if os is not None and os.close is not None:  # as above
+            self.close()
 
     def _refuse_closed(self) -> None:
         if self.infos and not self._tensors:

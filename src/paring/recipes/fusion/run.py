@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paring.delta.taskvector import TaskVector
+from paring.fuse.apart import refuse_onto_input
 from paring.fuse.config import Config, read_config
 from paring.fuse.engine import Report, fuse
 from paring.fuse.models import Weights as Checkpoint
@@ -68,6 +69,7 @@ def fuse_searched(
     open_models(config)  # errors with the lines of the user's file, which the next configuration has no more
     equal = Weights({} if fixed else {name: [1.0] for name in references}, ALL)
     plan = make_plan(with_weights(config, equal), {*allow, "extra"})
+    refuse_onto_input(out, plan.models.items())
     _refuse_other_dtype(plan)
     about = problem(plan, references, tasks, settings)
     for note in about.notes:
