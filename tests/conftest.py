@@ -1,5 +1,6 @@
 """Small real models, and how tests look at them."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ import torch
 from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # workers are as many as cores: more threads would only wait for one another
 
 
 @pytest.fixture(autouse=True)
