@@ -23,6 +23,7 @@ from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.checkpoint.tensorinfo import TensorInfo, raw_bytes
 from paring.delta.checkpoint.write import LaidOut, refuse_foreign, refuse_no_room
 from paring.files import put_in_place, sync
+from paring.memory import out_of_memory
 from paring.syscalls import start_writing
 
 JOURNAL = "journal.jsonl"
@@ -153,9 +154,7 @@ def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, 
 
 def machine_failed(error: BaseException) -> bool:
     """Whether an error is of the machine (its disk, its memory), and not of what it was asked to do."""
-    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # PyTorch's, where this machine has no more
+    return isinstance(error, OSError) or out_of_memory(error)
 
 
 def hidden(out: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from paring.delta.checkpoint.companions import companions
 from paring.delta.checkpoint.fingerprint import fingerprint, total
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.probe.subject import Subject
@@ -25,10 +26,6 @@ from paring.tune.config import SliceConfig
 from paring.tune.targets import Selection, select
 
 Batch = dict[str, Tensor]
-_BESIDE = (
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt"),
-    *("vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "preprocessor_config.json"),
-)
 
 
 class Bench:
@@ -69,12 +66,12 @@ class Bench:
 
     @cached_property
     def config_hash(self) -> str:
-        """One hash of what stands beside the weights and decides what they compute: configuration and tokenizer files."""
+        """One hash of what stands beside the weights and may decide what they compute: configuration, tokenizer, code."""
         whole = blake2b(digest_size=16)
-        for name in _BESIDE:
-            path = self.checkpoint.folder / name
-            if path.is_file():
-                whole.update(name.encode() + b"\0" + blake2b(path.read_bytes()).digest())
+        for path in companions(self.checkpoint.folder):
+            if path.suffix == ".md":
+                continue  # a model card may be edited
+            whole.update(path.name.encode() + b"\0" + blake2b(path.read_bytes()).digest())
         return whole.hexdigest()
 
     # Rows.

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 import torch
 
+from paring.memory import out_of_memory
 from paring.probe.bench import Bench, calibration
 from paring.probe.complexity import COUNTED, PRINTED, Cost, num_entries, step_cost
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Value, Verdict
@@ -88,7 +89,7 @@ def plan(bench: Bench, settings: Settings) -> Iterator[Plan]:
                 tuning = prepare(method, loaded.model.train(), chosen, task, settings.rank)
                 cost = step_cost(tuning, batch, before)
             except Exception as error:
-                if method in (*OURS, FULL) or _no_memory(error):
+                if method in (*OURS, FULL) or out_of_memory(error):
                     raise
                 # What PEFT's methods raise where they do not fit a model is of many types; said in the table.
                 return {"methods": [_refused(error)]}
@@ -116,12 +117,6 @@ def _layers(bench: Bench, model: torch.nn.Module) -> tuple[list[Layer], tuple[st
         raise ValueError(f"no linear layer is left in {type(model).__name__}, and PEFT's methods know no other kind")
     others = [layer.name for layer in selected if layer not in layers]
     return layers, (f"left out, since not all methods know them: {', '.join(others)}",) if others else ()
-
-
-def _no_memory(error: Exception) -> bool:
-    """Whether the machine, and not the method, is what refused: another time it may go."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in said or "allocate memory" in said
 
 
 def _refused(error: Exception) -> Row:
