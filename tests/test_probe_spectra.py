@@ -3,6 +3,8 @@
 import json
 import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,45 @@ def test_a_matrix_without_balance_is_found(tmp_path: Path) -> None:
     )
     assert result.verdict.numbers["worst_ratio"] is None  # infinite
     assert json.loads((tmp_path / "out" / "probe.json").read_text())["verdict"]["numbers"]["worst_layer"] == "b"
+
+
+_PEAK = """
+import sys, threading, time
+from paring.cli.main import main
+from paring.cli import probe
+import torch, paring.probe.kinds.spectra, paring.delta.checkpoint.read
+
+def anonymous():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+torch.set_num_threads(1)
+torch.linalg.eigvalsh(torch.eye(300, dtype=torch.float64))  # what is loaded with the first one
+start, peak, done = anonymous(), 0, False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+thread = threading.Thread(target=watch)
+thread.start()
+code = main(sys.argv[1:])
+done = True
+thread.join()
+print("PEAK", peak - start)
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc/self/status says how much memory is taken")
+def test_the_process_holds_one_matrix_at_a_time(tmp_path: Path) -> None:
+    count, one = 40, matrix(128, 8192)
+    save_file({f"layers.{i}.weight": one + i for i in range(count)}, tmp_path / "m.safetensors")
+    given = ["probe", "spectra", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "out"), "--axes", "row", "--groups", "4"]
+    done = subprocess.run([sys.executable, "-c", _PEAK, *given, "--no-figure"], capture_output=True, text=True, check=True)
+    peak = int(done.stdout.rpartition("PEAK ")[2])
+    num_bytes = 4 * one.numel()
+    assert num_bytes < peak < 12 * num_bytes < count * num_bytes / 3  # in doubles, and beside its controls
+    assert len(json.loads((tmp_path / "out" / "probe.json").read_text())["verdict"]["numbers"]) > 3
 
 
 def matrices(path: Path, **given: object) -> tuple[dict[str, tuple[int, int]], tuple[str, ...]]:
