@@ -11,6 +11,7 @@ from typing import Any
 from paring.report.document import Block, Cell, Column, Document, Facts, Form, Picture, Section, Table
 from paring.report.numbers import duration, text
 from paring.report.readers.parts import counted, name_of, settings, unreadable
+from paring.report.readers.probe_figures import probe_figure
 from paring.report.record import Record, ReportError, read_record
 
 RECORD, CELLS, FIGURE = "probe.json", "cells.jsonl", "figure.svg"
@@ -30,6 +31,7 @@ def read(folder: Path) -> Document:
     record = read_record(folder / RECORD)
     finished = record.text("state") == "finished"
     cells = _cells(folder, gaps)
+    tables = _written(folder, record.record("tables"), gaps) if finished else _of_cells(cells)
     stats = [(text(len(cells), "count"), "finished cells")]
     sections = []
     if finished:
@@ -42,13 +44,13 @@ def read(folder: Path) -> Document:
         ]
         numbers = [(key.replace("_", " "), _number(value)) for key, value in verdict.record("numbers").plain()]
         sections.append(Section("Verdict", [f"{_capital(verdict.text('sentence'))}.", Facts(numbers)]))
-        sections.append(Section("Figure", _figure(folder, record, gaps)))
+        drawn = probe_figure(record.text("kind"), record.text("title"), tables)
+        sections.append(Section("Figure", [drawn] if drawn else _picture(folder, record, gaps)))
     else:
         gaps.append(
             "The probe was stopped, or goes on still: no verdict yet. The same command goes on. Finished cells are shown."
         )
     names = dict(record.record("columns").plain()) if "columns" in record else {}
-    tables = _written(folder, record.record("tables"), gaps) if finished else _of_cells(cells)
     shown: list[Block] = [_table(name, rows, names) for name, rows in tables.items()]
     sections.append(Section("Tables", shown or ["There is none."]))
     sections.append(Section("Configuration", _configuration(record)))
@@ -67,7 +69,7 @@ def _configuration(record: Record) -> list[Block]:
     return [*found, *(record.texts("notes") if "notes" in record else [])]
 
 
-def _figure(folder: Path, record: Record, gaps: list[str]) -> list[Block]:
+def _picture(folder: Path, record: Record, gaps: list[str]) -> list[Block]:
     path = folder / FIGURE
     try:
         if path.stat().st_size > _MOST_FIGURE:
