@@ -8,6 +8,7 @@
 #   make bench-slim     how small a fine-tune gets before its task is lost (about two and a half hours), and what a candidate costs
 #   make bench-merges   how much of several fine-tunes is left in one model (about two hours)
 #   make bench-transfer what a fine-tune gains against what the base loses (about two hours)
+#   make bench-probe    what a probe holds in memory on a checkpoint of 7 B parameters (about 15 minutes, 14 GB of disk)
 #   make evidence       the paper's claims on a ViT and on MiniLM, and docs/evidence.md of them (about three hours on 2 cores)
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
@@ -20,7 +21,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 READY := $(VENV)/.ready
 
-.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse bench-slim bench-merges bench-transfer evidence lint clean
+.PHONY: demo test bench-tune bench-quality bench-delta bench-fuse bench-slim bench-merges bench-transfer bench-probe evidence lint clean
 .DEFAULT_GOAL := test
 
 # PyTorch first and by itself, so that nothing later pulls in another build: a local CPU wheel where pip is set up to find one,
@@ -67,6 +68,9 @@ bench-merges: $(READY)
 
 bench-transfer: $(READY)
 	$(BIN)/python benchmarks/transfer.py
+
+bench-probe: $(READY)
+	$(BIN)/python benchmarks/probe_memory.py
 
 evidence: $(READY)
 	$(BIN)/python benchmarks/evidence.py

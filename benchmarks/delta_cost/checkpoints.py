@@ -66,9 +66,9 @@ SIZES = {
 def make(folder: Path, size: Size, seed: int = 0, num_tuned: int = 1) -> tuple[Path, ...]:
     """The base and its fine-tunes, in ``folder``; written unless they are there."""
     made = folder / "made.json"
-    outs = [folder / "base", folder / "tuned", *(folder / f"tuned{i}" for i in range(2, num_tuned + 1))]
+    outs = [folder / "base", *(folder / ("tuned" if i == 1 else f"tuned{i}") for i in range(1, num_tuned + 1))]
     facts = {"size": size.title, "shapes": {n: list(s) for n, s in size.shapes().items()}, "seed": seed, "version": 1}
-    facts |= {"num_tuned": num_tuned} if num_tuned > 1 else {}
+    facts |= {"num_tuned": num_tuned} if num_tuned != 1 else {}
     if made.exists() and json.loads(made.read_text()) == facts:
         return tuple(outs)
     infos = [(name, TensorInfo(torch.bfloat16, torch.Size(shape))) for name, shape in size.shapes().items()]
