@@ -15,16 +15,16 @@ SEEDS = (0, 1, 2)
 DECISIVE = ("base", "tuned", "whole", "magnitude", "rescaled", "dare", "nps")
 # A joint search scores the rows of every task: on MiniLM four times as long as all other lines together.
 FURTHER = {"digits": ("fitted", "joint"), "docstrings": ("fitted",)}
+SCREENED = (0,)  # seeds of these
 
 
 def groups(suite: str) -> list[list[Cell]]:
     """Cells of one fine-tune together: those that decide for all fine-tunes, then the others."""
-    every = [(task, seed) for seed in SEEDS for task in SUITES[suite].tasks]
 
-    def of(lines: Sequence[str]) -> list[list[Cell]]:
-        return [[Cell(suite, task, seed, line) for line in lines] for task, seed in every]
+    def of(lines: Sequence[str], seeds: Sequence[int]) -> list[list[Cell]]:
+        return [[Cell(suite, task, seed, line) for line in lines] for seed in seeds for task in SUITES[suite].tasks]
 
-    return [*of(DECISIVE), *(group for line in FURTHER[suite] for group in of((line,)))]
+    return [*of(DECISIVE, SEEDS), *(group for line in FURTHER[suite] for group in of((line,), SCREENED))]
 
 
 def store(results: Path, suite: str) -> Store:

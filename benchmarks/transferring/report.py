@@ -7,7 +7,7 @@ from typing import Any
 from transferring.lines import KEEP, LINES
 
 Cells = list[dict[str, Any]]
-BELOW_NPS = ("whole", "dare", "magnitude")
+BELOW_NPS = ("tuned", "whole", "dare", "magnitude")
 SCORES = ("h", "tuned", "original")
 
 
