@@ -14,7 +14,7 @@ import torch
 from fusing.fronts import BUDGET, SUBSPACES, task_vectors
 from fusing.joint import joint
 from fusing.merges import KEEP, MERGES, Merge, Setting
-from fusing.problem import TASKS, Problem, problem
+from fusing.problem import RATES, TASKS, Problem, problem
 from paring.delta.taskvector import TaskVector
 from paring.fuse import emr
 from paring.fuse.method import Method
@@ -43,6 +43,8 @@ class Cell:
     @property
     def key(self) -> str:
         what: dict[str, Any] = {**asdict(self), "tasks": TASKS[self.suite], "revision": REVISION}
+        if rates := {task: rate for (suite, task, _), rate in RATES.items() if suite == self.suite}:
+            what["rates"] = rates
         if self.merge != "joint":
             merge = MERGES[self.merge]
             what |= {"how": asdict(merge)}

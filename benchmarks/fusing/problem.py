@@ -15,6 +15,8 @@ from quality import tasks
 from slimming.finetunes import HEAD, CalibrationLoss, calibration, tuned_tensors
 
 CHOICE = {"digits": 1, "docstrings": 4}  # settings are chosen on one of so many batches of validation rows
+# Rates are chosen on "module" (tune_quality.py); full fine-tunes of "raises" stay at the most frequent label there.
+RATES = {("docstrings", "raises", "full"): 2e-4}
 TASKS = {"digits": tasks.SUITES["digits"].tasks, "docstrings": (*tasks.SUITES["docstrings"].tasks, "raises")}
 
 
@@ -83,7 +85,8 @@ def task_vector(
 ) -> TaskVector:
     """What a fine-tune adds to the base, which is on ``model``; its head counts as new."""
     fresh = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tuned = tuned_tensors(suite, task, method, seed, zoo, results, model, fresh, rate_of)
+    rate = RATES.get((suite, task, method))
+    tuned = tuned_tensors(suite, task, method, seed, zoo, results, model, fresh, rate_of, rate)
     base = {name: tensor for name, tensor in fresh.items() if not name.startswith(HEAD)}
     return paring.diff(base, {**fresh, **tuned}).in_memory()
 

@@ -101,10 +101,15 @@ def tuned_tensors(
     model: nn.Module,
     fresh: dict[str, Tensor],
     rate_of: str = "",
+    rate: float | None = None,
 ) -> dict[str, Tensor]:
-    """Tensors that were tuned, by name; ``rate_of``: the method whose rate is taken, where it has none of its own."""
+    """Tensors that were tuned, by name.
+
+    Args:
+        rate_of: the method whose rate is taken, where it has none of its own. rate: the rate itself.
+    """
     tuning = runner(suite, results, 1, zoo)
-    cell = tuning.cell(task, method, tuning.rate(rate_of or method), seed)
+    cell = tuning.cell(task, method, rate or tuning.rate(rate_of or method), seed)
     path = zoo / f"{suite}-{task}-{method}-{seed}-{cell.key}.safetensors"
     for attempt in range(2):
         try:
