@@ -7,4 +7,5 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether the machine has no more memory, or the accelerator: another time the same may go."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)  # PyTorch's, of the processor's memory
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("DefaultCPUAllocator" in said or "out of memory" in said)  # PyTorch's: CPU, MPS

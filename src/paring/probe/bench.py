@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from paring.delta.checkpoint.companions import companions
+from paring.delta.checkpoint.companions import is_text
 from paring.delta.checkpoint.fingerprint import fingerprint, total
 from paring.delta.checkpoint.read import Checkpoint, open_checkpoint
 from paring.probe.subject import Subject
@@ -26,6 +26,7 @@ from paring.tune.config import SliceConfig
 from paring.tune.targets import Selection, select
 
 Batch = dict[str, Tensor]
+_BESIDE = (".model", ".py", ".jinja")  # tokenizers, a model's own code, chat templates; other texts by their names
 
 
 class Bench:
@@ -68,10 +69,12 @@ class Bench:
     def config_hash(self) -> str:
         """One hash of what stands beside the weights and may decide what they compute: configuration, tokenizer, code."""
         whole = blake2b(digest_size=16)
-        for path in companions(self.checkpoint.folder):
-            if path.suffix == ".md":
-                continue  # a model card may be edited
-            whole.update(path.name.encode() + b"\0" + blake2b(path.read_bytes()).digest())
+        folder = self.checkpoint.folder
+        # A folder without a configuration is a place where weights lie among other things; a model card may be edited.
+        files = sorted(folder.iterdir()) if (folder / "config.json").is_file() else []
+        for path in files:
+            if (is_text(path) and path.suffix != ".md") or (path.suffix in _BESIDE and path.is_file()):
+                whole.update(path.name.encode() + b"\0" + blake2b(path.read_bytes()).digest())
         return whole.hexdigest()
 
     # Rows.
