@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import paring
 from conftest import assert_same_bits, bert, bits, tokens
 from paring import Bank, DeltaError, SliceConfig, sliced
-from paring.bank import BankBusy
+from paring.bank.lock import BankBusy
 from paring.cli.main import main
 from paring.delta.change import Change
 from paring.delta.places import Scattered
@@ -340,3 +340,16 @@ def test_on_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.Captur
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert main(["bank", "verify", str(folder)]) == 2
     assert "dense.delta.safetensors" in capsys.readouterr().err
+
+
+def test_a_compiled_model(folder: Path) -> None:
+    """Its graph breaks at the bank's hooks, which hold the lock as they do in any forward."""
+    model, given = bert().bfloat16(), tokens()
+    with Bank(model, folder) as bank:
+        compiled, held = torch.compile(model, backend="eager"), []
+        model.register_forward_pre_hook(lambda *_: held.append(sum(bank._lock._readers.values())))
+        for name in ("slices", "pruned", "slices"):
+            bank.activate(name)
+            torch.testing.assert_close(compiled(**given).logits, model(**given).logits)
+        assert len(held) == 6 and all(held)
+    torch._dynamo.reset()

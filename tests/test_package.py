@@ -31,6 +31,12 @@ def test_import_is_light() -> None:
     assert not loaded & set(HEAVY)
 
 
+def test_the_compiler_is_loaded_where_it_is_needed_only() -> None:
+    """It takes as long as PyTorch itself."""
+    modules = "paring.fuse.engine, paring.bank.listing, paring.delta.files, paring.slim.nps, paring.tune.session"
+    assert "sympy" not in loaded_by(f"import {modules}")
+
+
 def test_the_command_line_needs_no_torch_for_help() -> None:
     loaded = loaded_by("import paring.cli.main as m; m.parser().format_help()")
     assert not loaded & {*HEAVY, "torch", "numpy"}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paring.bank import Bank
+from paring.bank.bank import Bank
 from paring.delta.base import base_of
 from paring.delta.blocks import Rect
 from paring.delta.change import exact_change

@@ -1,6 +1,4 @@
-"""One base in memory, many deltas beside it, and an exact swap from one to another."""
+"""One base in memory, many deltas beside it, and an exact swap from one to another.
 
-from paring.bank.bank import Bank, find_deltas
-from paring.bank.lock import BankBusy
-
-__all__ = ["Bank", "BankBusy", "find_deltas"]
+Nothing is loaded from here: ``bank`` needs PyTorch's compiler, which takes a second, and what reads folders does not.
+"""

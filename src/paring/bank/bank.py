@@ -24,21 +24,20 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from paring.bank.found import find_deltas
 from paring.bank.lock import SwapLock
-from paring.bank.masked import SHARED, Common, Masked, MaskedEntries, open_masked
 from paring.bank.masked import SUFFIX as _MASKED
+from paring.bank.masked import Common, Masked, MaskedEntries, open_masked
 from paring.delta.align import located
 from paring.delta.applied import memory_of, room, told_apart
 from paring.delta.blocks import same_bits
 from paring.delta.change import without_zeros
 from paring.delta.claims import refuse_claimed
 from paring.delta.errors import DeltaError
-from paring.delta.files import INDEX, load_delta
+from paring.delta.files import load_delta
 from paring.delta.places import Places, same_places
 from paring.delta.sources import MemorySource
 from paring.delta.taskvector import TaskVector
-
-_SUFFIX = ".delta.safetensors"
 
 
 @dataclass(frozen=True)
@@ -300,24 +299,3 @@ class Bank:
     @torch.compiler.disable
     def _forward_ends(self, *_: Any) -> None:
         self._lock.done()
-
-
-def find_deltas(folder: str | Path) -> dict[str, Path]:
-    """The deltas in a folder by name: ``NAME.delta.safetensors``, folders of shards, and masks of a shared vector."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder of deltas {folder}")
-    inside = sorted(folder.iterdir())
-    found: dict[str, Path] = {}
-    masks = any(p.name.endswith(_MASKED) for p in inside)
-    for p in inside:
-        if p.is_dir() and (p / INDEX).is_file() and not (masks and p.name == SHARED):
-            name = p.name.removesuffix(".delta")
-        elif p.is_file() and p.name.endswith((_SUFFIX, _MASKED)):
-            name = p.name.removesuffix(_SUFFIX).removesuffix(_MASKED)
-        else:
-            continue
-        if name in found:
-            raise DeltaError(f"{folder} holds two deltas named {name!r}: {found[name].name} and {p.name}")
-        found[name] = p
-    return dict(sorted(found.items()))

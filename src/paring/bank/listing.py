@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from paring.bank.bank import find_deltas
+from paring.bank.found import find_deltas
 from paring.bank.masked import SHARED, SUFFIX, open_masked
 from paring.delta import inspect
 from paring.delta.codec.planes import count_ones

@@ -39,7 +39,7 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from paring.bank import find_deltas
+    from paring.bank.found import find_deltas
     from paring.bank.listing import verify
     from paring.bank.masked import load_task
     from paring.delta.checkpoint.read import open_checkpoint
@@ -55,7 +55,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _activate(options: argparse.Namespace) -> int:
-    from paring.bank import find_deltas
+    from paring.bank.found import find_deltas
     from paring.bank.masked import load_task
     from paring.delta.patch import apply_to_checkpoint
 

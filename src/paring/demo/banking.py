@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from paring.bank import Bank
+from paring.bank.bank import Bank
 from paring.demo.tuning import TaskResults, score
 from paring.tasks.digits import Shift, one_thread
 

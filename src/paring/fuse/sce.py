@@ -6,6 +6,8 @@ calculate   a model's weight is the mean of its squared differences there, over 
 erase       models whose difference has not the sign of the sum
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -30,13 +32,18 @@ def by_variance(inputs: Inputs, found: Cuts) -> list[Ranking]:
 def sce(inputs: Inputs, out: Tensor) -> None:
     """See above."""
     cuts, n, flat = local_cuts(inputs, (by_variance,)), len(inputs.models), out.view(-1)
+    bits: dict[int, npt.NDArray[np.uint8]] = {}  # what is selected, a bit an entry: variances are not computed once more
 
     def selected(start: int, end: int) -> list[Tensor]:
         differences = _differences(inputs, start, end)
-        if cuts:
+        if not cuts:
+            return differences
+        if start in bits:
+            mask = torch.from_numpy(np.unpackbits(bits[start], count=end - start)).to(inputs.device, torch.float32)
+        else:
             mask = cuts[0][0].keep(_variance(differences), start).sign_()
-            differences = [d.mul_(mask) for d in differences]
-        return differences
+            bits[start] = np.packbits(mask.cpu().numpy() != 0)
+        return [d.mul_(mask) for d in differences]
 
     squares = [0.0] * n
     for start, end in inputs.ranges():

@@ -50,10 +50,10 @@ def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut
     sample = np.sort(read(0, numel, step).numpy())[::-1]
     guess = counts(numel, round(np.count_nonzero(sample) / sample.size * numel))
     brackets = [_Bracket(*_between(sample, min(1.0, k / numel)), numel) for k in guess]
-    nonzero = 0
+    nonzero, counted = 0, list(counts(numel, 0)) != list(counts(numel, numel))
     for start, end in ranges():
         a = read(start, end, 1).numpy()
-        nonzero += int(np.count_nonzero(a))
+        nonzero += int(np.count_nonzero(a)) if counted else 0
         for bracket in brackets:
             bracket.add(a, start)
     return tuple(
@@ -63,47 +63,67 @@ def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut
 
 
 class _Bracket:
-    """What one reading collects of the magnitudes from ``low`` to ``high``: how many are above, and those between, in order."""
+    """What one reading collects of the magnitudes from ``low`` to ``high``: how many are above, how many at either end (many,
+    where values are of bf16), and those between, in order."""
 
     def __init__(self, low: float, high: float, numel: int) -> None:
         self.low, self.high, self.numel = low, high, numel
         self._above, self._collected = 0, 0
-        self._inside: list[Floats] = []  # of each piece; empty where low is high: the count says it all
-        self._counts: list[int] = []
+        self._inside: list[Floats] = []  # of each piece
+        self._ends: dict[float, list[int]] = {end: [] for end in (low, high)}  # how many each piece has of them
         self._starts: list[int] = []
 
     def add(self, a: Floats, start: int) -> None:
-        above = a > self.high
-        self._above += int(np.count_nonzero(above))
-        between = np.logical_and(a >= self.low if self.low else a > 0, np.logical_not(above, out=above), out=above)
-        self._counts.append(int(np.count_nonzero(between)))
+        self._above += int(np.count_nonzero(a > self.high))
         self._starts.append(start)
-        if self.low != self.high and self._collected <= self.numel // 4:  # more than that: the sample misled
-            self._inside.append(a.take(np.flatnonzero(between)))  # a[between], in a fifth of the time
-            self._collected += self._counts[-1]
+        for end, counts in self._ends.items():
+            counts.append(int(np.count_nonzero(a == end)) if end else 0)  # of zeros nobody asks
+        if self._collected <= self.numel // 4:  # more than that: the sample misled
+            between = np.logical_and(a > self.low, a < self.high)
+            self._inside.append(_where(a, between))
+            self._collected += self._inside[-1].size
 
     def cut(self, k: int, read: Read) -> Cut | None:
         """None: it does not hold the k-th."""
-        left, total = k - self._above, sum(self._counts)
-        if left > total and self.low == 0:
-            return Cut(0.0, 0)  # the k-th is a zero, and whether a zero is in makes no difference
-        if not 0 < left <= total:
+        left = k - self._above
+        if left <= 0 or len(self._inside) < len(self._starts):
             return None
-        value, counts = np.float32(self.high), self._counts
-        if self.low != self.high:
-            if self._collected < total:
-                return None
+        at_high = self._ends[self.high]
+        if left <= sum(at_high):
+            return self._tied(self.high, left, at_high, read)
+        left -= sum(at_high)
+        if left <= self._collected:
             inside = np.concatenate(self._inside)
             value = np.partition(inside, inside.size - left)[-left]
             left -= int(np.count_nonzero(inside > value))
-            counts = [int(np.count_nonzero(piece == value)) for piece in self._inside]
+            return self._tied(float(value), left, [int(np.count_nonzero(piece == value)) for piece in self._inside], read)
+        if self.low == 0:
+            return Cut(0.0, 0)  # the k-th is a zero, and whether a zero is in makes no difference
+        left -= self._collected
+        if self.low == self.high or left > sum(self._ends[self.low]):
+            return None
+        return self._tied(self.low, left, self._ends[self.low], read)
+
+    def _tied(self, value: float, left: int, counts: Sequence[int], read: Read) -> Cut:
+        """By which the first ``left`` entries of this magnitude are in, of which each piece has ``counts``."""
         if left == sum(counts):
-            return Cut(float(value), self.numel)
+            return Cut(value, self.numel)
         ends = np.cumsum(counts)
         piece = int(np.searchsorted(ends, left))  # the one that holds the last entry of this magnitude that is in
         start, stop = ([*self._starts, self.numel])[piece : piece + 2]
         equal = np.flatnonzero(read(start, stop, 1).numpy() == value)
-        return Cut(float(value), start + int(equal[left - (ends[piece] - counts[piece]) - 1]) + 1)
+        return Cut(value, start + int(equal[left - (ends[piece] - counts[piece]) - 1]) + 1)
+
+
+def _where(a: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
+    """``a[mask]`` of a mask that is nearly empty: eight of its entries are looked at at once."""
+    if not mask.any():
+        return a[:0]
+    if mask.size % 8:
+        return a.take(np.flatnonzero(mask))
+    eights = np.flatnonzero(mask.view(np.uint64))
+    found: Floats = a.reshape(-1, 8)[eights][mask.reshape(-1, 8)[eights]]
+    return found
 
 
 def _between(sample: Floats, share: float) -> tuple[float, float]:

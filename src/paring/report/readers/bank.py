@@ -17,13 +17,13 @@ def marks(folder: Path) -> bool:
 
 def holds_deltas(folder: Path) -> bool:
     """A folder of deltas that has no record."""
-    from paring.bank import find_deltas  # loads PyTorch
+    from paring.bank.found import find_deltas  # loads PyTorch
 
     return bool(find_deltas(folder))
 
 
 def read(folder: Path) -> Document:
-    from paring.bank import find_deltas
+    from paring.bank.found import find_deltas
 
     gaps: list[str] = []
     record = read_record(folder / NUMBERS)
@@ -58,7 +58,7 @@ def read(folder: Path) -> Document:
 
 def read_deltas(folder: Path) -> Document:
     """Without a record: what the files say themselves."""
-    from paring.bank import find_deltas
+    from paring.bank.found import find_deltas
 
     gaps = [f"There is no {NUMBERS}: how these deltas were made, and what they score, is not known here."]
     found = find_deltas(folder)
