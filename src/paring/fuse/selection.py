@@ -118,7 +118,7 @@ class _Bracket:
 def _where(a: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
     """``a[mask]`` of a mask that is nearly empty: eight of its entries are looked at at once."""
     if not mask.any():
-        return a[:0]
+        return np.empty(0, np.float32)  # not a[:0], which would hold all of a
     if mask.size % 8:
         return a.take(np.flatnonzero(mask))
     eights = np.flatnonzero(mask.view(np.uint64))
