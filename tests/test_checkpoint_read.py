@@ -19,6 +19,7 @@ from conftest import assert_same_bits, bert
 from paring.delta.checkpoint.read import Checkpoint, TensorInfo, open_checkpoint
 from paring.delta.checkpoint.tensorinfo import DTYPES
 from paring.delta.errors import DeltaError
+from peak_memory import TELL, WATCH, told
 
 
 def llama() -> nn.Module:
@@ -420,33 +421,18 @@ def test_mutated_torch_files(tmp_path: Path) -> None:
     assert 50 < refused < 400  # most bytes of so small a file are padding between its parts
 
 
-_MEMORY = """
+_MEMORY = f"""
 import sys, torch
 from pathlib import Path
 from paring.delta.checkpoint.fingerprint import fingerprint
 from paring.delta.checkpoint.read import open_checkpoint
 from paring.delta.checkpoint.write import write_checkpoint
-
-def anonymous(key="RssAnon"):
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
-
-import threading, time
-start, peak, done = anonymous(), 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
+{WATCH}
 with open_checkpoint(sys.argv[1]) as checkpoint:
     fingerprint(checkpoint, cache=False)
     infos = [(name, checkpoint.info(name)) for name in checkpoint.names]
     write_checkpoint(sys.argv[2], infos, lambda name: checkpoint.pieces(name, 1 << 20), shard_bytes=60_000_000)
-done = True
-thread.join()
-print(peak - start)
-"""
+{TELL}"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's account of a process's memory")
@@ -459,7 +445,7 @@ def test_memory_stays_low(tmp_path: Path, suffix: str) -> None:
     try:
         done = subprocess.run([sys.executable, "-c", _MEMORY, str(source), str(out)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        assert int(done.stdout) < 50e6
+        assert told(done.stdout) < 50e6
         with open_checkpoint(out) as checkpoint:
             assert len(checkpoint.files) == 5
             assert all(torch.equal(checkpoint.tensor(name), tensor) for name, tensor in made.items())

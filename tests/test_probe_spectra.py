@@ -19,6 +19,7 @@ from paring.probe.kinds.spectra import Settings, compare
 from paring.probe.matrices import stored_matrices
 from paring.probe.runner import run
 from paring.probe.subject import Subject
+from peak_memory import TELL, WATCH, told
 from probe_task import task
 
 
@@ -142,29 +143,15 @@ def test_a_matrix_without_balance_is_found(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "probe.json").read_text())["verdict"]["numbers"]["worst_layer"] == "b"
 
 
-_PEAK = """
-import sys, threading, time
+_PEAK = f"""
+import sys
 from paring.cli.main import main
-from paring.cli import probe
-import torch, paring.probe.kinds.spectra, paring.delta.checkpoint.read
-
-def anonymous():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("RssAnon"))
-
+import torch, paring.cli.probe, paring.probe.kinds.spectra, paring.delta.checkpoint.read
 torch.set_num_threads(1)
 torch.linalg.eigvalsh(torch.eye(300, dtype=torch.float64))  # what is loaded with the first one
-start, peak, done = anonymous(), 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
-thread = threading.Thread(target=watch)
-thread.start()
+{WATCH}
 code = main(sys.argv[1:])
-done = True
-thread.join()
-print("PEAK", peak - start)
+{TELL}
 sys.exit(code)
 """
 
@@ -176,7 +163,7 @@ def test_the_process_holds_one_matrix_at_a_time(tmp_path: Path) -> None:
     given = ["probe", "spectra", str(tmp_path / "m.safetensors"), "--out", str(tmp_path / "out"), "--no-figure"]
     given += ["--axes", "row", "--groups", "4"]
     done = subprocess.run([sys.executable, "-c", _PEAK, *given], capture_output=True, text=True, check=True)
-    peak = int(done.stdout.rpartition("PEAK ")[2])
+    peak = told(done.stdout)
     num_bytes = 4 * one.numel()
     assert num_bytes < peak < 12 * num_bytes < count * num_bytes / 3  # in doubles, and beside its controls
     assert len(json.loads((tmp_path / "out" / "probe.json").read_text())["verdict"]["numbers"]) > 3
