@@ -6,7 +6,8 @@
     magprune    each with a probability between density - epsilon and density + epsilon that grows linearly with the rank of
                 its magnitude in its row                                                         (DELLA)
 
-Ranks in a row are those of the magnitudes' upper 15 bits, bf16's: what agrees in these (to 0.8 %) counts as equal.
+Ranks in a row are those of the magnitudes' upper 15 bits, bf16's: what agrees in these (to 0.8 %) counts as equal. They are
+only ever chances, those of being the larger of two, and nothing is sorted.
 With ``rescale`` what is kept is multiplied by ||tau||_1 / ||kept||_1, as mergekit does (DARE's paper: 1 / density,
 of which that is the value on average). A density of 1 thins nothing, whatever else is set.
 """
@@ -93,14 +94,14 @@ def by_rank(inputs: Inputs, i: int, cuts: Cuts) -> Thin:
 
 
 def _kept_by_rank(codes: Codes, drawn: npt.NDArray[np.uint32], density: float, epsilon: float) -> Bools:
-    """Which entries stay, by a coin whose chance grows with an entry's rank in its row.
+    """Which entries stay, with the chance density - epsilon + 2 epsilon rank / (n - 1), rank among the n of a row, from 0.
 
-    The coin is tossed first: it says above which rank an entry stays (u < density - epsilon + 2 epsilon rank / (n - 1)), and
-    one look into the sorted row whether it is. Equal codes have the lowest or the highest of their ranks, half the time each,
-    so that an entry's chance is that of its mean rank. A zero may be kept or not: it adds nothing.
+    Nothing is sorted for it: rank / (n - 1) is the chance that another entry of the row, any of them alike, is smaller. A draw
+    u < density - epsilon keeps an entry, one above density + epsilon drops it; one in between names another entry of the row,
+    and the larger wins. Of equal codes either does, half the time each, so that an entry's chance is that of its mean rank.
 
     Args:
-        codes: of magnitudes, [rows, n]; overwritten.
+        codes: of magnitudes, [rows, n].
         drawn: a number for each.
 
     Returns:
@@ -109,22 +110,19 @@ def _kept_by_rank(codes: Codes, drawn: npt.NDArray[np.uint32], density: float, e
     rows, n = codes.shape
     if n == 1:
         return drawn < below(density)
-    ladder = np.empty((rows, n + 2), np.int16)
-    ladder[:, 0], ladder[:, -1] = np.iinfo(np.int16).min, np.iinfo(np.int16).max
-    below_all = (-1 - np.arange(n) * 257 % 0x7FFF).astype(np.int16)
-    np.add(codes, (codes == 0) * below_all, out=ladder[:, 1:-1])  # a radix sort is slow where many are the same: zeros
-    ladder[:, 1:-1].sort(axis=1, kind="stable")  # of 16 bits: a radix sort, 3 ns an entry in rows of any length
+    others = np.empty((rows, n + 2), np.int16)  # between one that is smaller than all and one that is larger
+    others[:, 0], others[:, 1:-1], others[:, -1] = np.iinfo(np.int16).min, codes, np.iinfo(np.int16).max
     scale = (n - 1) / (2 * epsilon)
     place = drawn.view(np.int32).astype(np.float32)  # (u - 1/2) 2^32; of unsigned ones it takes three times as long
     place *= np.float32(scale * 2.0**-32)
     place += np.float32(1 + scale * (0.5 - density + epsilon))
     np.clip(place, 0, n, out=place)
-    at = place.astype(np.int32)  # 1 + the largest rank that is too low
+    at = place.astype(np.int32).reshape(rows, n)  # from 1 to n - 1: one of the others, counted without the entry itself
+    at += at > np.arange(n, dtype=np.int32)
+    at += np.arange(0, rows * (n + 2), n + 2, dtype=np.int32)[:, None]
     high = (drawn & 1).astype(np.int16)
-    at += high
-    at.reshape(rows, n)[:] += np.arange(0, rows * (n + 2), n + 2, dtype=np.int32)[:, None]
     high += codes.reshape(-1)
-    return high > ladder.reshape(-1).take(at)
+    return high > others.reshape(-1).take(at.reshape(-1))
 
 
 def masked(piece: Tensor, keep: Bools) -> Tensor:
