@@ -174,7 +174,7 @@ def test_a_fused_model_that_cannot_be_written_leaves_what_was_there(
     record: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fused").mkdir()
-    (tmp_path / "fused" / "old").write_text("old")
+    (tmp_path / "fused" / "config.json").write_text("old")
     model = pretrained(0, steps=3)
     before, heads = bits(model), []
 
@@ -187,7 +187,7 @@ def test_a_fused_model_that_cannot_be_written_leaves_what_was_there(
     monkeypatch.setattr(fusing, "save_delta", full)
     with pytest.raises(OSError, match="the disk is full"):
         fusing.fused(model, named_shifts(TWO), tmp_path, record["out"] / "deltas", 2, 0)
-    assert [path.name for path in tmp_path.rglob("*")] == ["fused", "old"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["fused", "config.json"]
     assert_same_bits(bits(model), before)
 
 
@@ -399,6 +399,13 @@ def test_bad_input_is_refused_before_anything_is_trained(tmp_path: Path, monkeyp
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError):
         demo.run(tmp_path / "file")
+    for i, (mine, named) in enumerate((("notes.txt", "notes.txt"), ("heads/plot.png", "plot.png"), ("mine/a", "mine/"))):
+        path = tmp_path / f"out{i}" / "fused" / mine
+        path.parent.mkdir(parents=True)
+        path.write_text("")
+        with pytest.raises(FileExistsError, match=f"holds {named}, which overwriting it would remove"):
+            demo.run(tmp_path / f"out{i}")
+        assert path.exists()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"picture needs the package 'matplotlib'.*pip install 'paring\[train,plot\]'"):
         demo.run(tmp_path / "out")

@@ -95,13 +95,13 @@ def refuse_others(folder: Path, ours: Collection[str]) -> None:
     """That replacing a folder removes what a command like this one wrote into it, and nothing of anyone else's.
 
     Args:
-        ours: patterns of the names of such files. A folder inside is never ours.
+        ours: patterns of the names of such files; of a folder inside it, the name with a slash behind it.
 
     Raises:
         FileExistsError: naming what else is in there.
     """
-    inner = sorted(folder.iterdir()) if folder.is_dir() else []
-    others = [p.name for p in inner if p.is_dir() or not any(fnmatch(p.name, pattern) for pattern in ours)]
+    inner = [f"{p.name}/" if p.is_dir() else p.name for p in sorted(folder.iterdir())] if folder.is_dir() else []
+    others = [name for name in inner if not any(fnmatch(name, pattern) for pattern in ours)]
     if others:
         named = ", ".join(others[:5]) + (f" and {len(others) - 5:,} more" if len(others) > 5 else "")
         raise FileExistsError(

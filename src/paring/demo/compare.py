@@ -15,7 +15,7 @@ from torch import nn
 import paring
 from paring.demo.banking import banked
 from paring.demo.conclusions import conclusions
-from paring.demo.fusing import FOLDER, fused
+from paring.demo.fusing import FOLDER, fused, refuse_foreign
 from paring.demo.methods import METHODS, Method
 from paring.demo.picture import picture
 from paring.demo.runs import Job, each
@@ -59,6 +59,7 @@ def run(
 
     Raises:
         ValueError: an unknown task, no steps, no workers. ImportError: an optional package is missing.
+        FileExistsError: ``out`` is a file, or its folder of the fused model holds other files than a demo's.
     """
     start = time.perf_counter()
     for name, value in (("steps", steps), ("workers", workers)):
@@ -68,6 +69,7 @@ def run(
     require("matplotlib", "the demo's picture")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    refuse_foreign(out / FOLDER)
 
     model, base = _base(seed, pretraining_steps)
     done, intact = _tuned(model, shifts, out / DELTAS, steps, seed, workers)

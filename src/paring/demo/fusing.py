@@ -15,7 +15,7 @@ from torch import nn
 
 from paring.delta.diff import diff
 from paring.delta.files import load_delta, save_delta
-from paring.files import replacing_folder
+from paring.files import refuse_others, replacing_folder
 from paring.fuse.registry import METHODS
 from paring.fusion.fitting import Fit, fit
 from paring.fusion.held import Task, hold
@@ -27,6 +27,7 @@ from paring.tasks.digits import Shift, accuracy, load_splits
 from paring.tasks.extras import require
 
 FOLDER, HEADS = "fused", "heads"
+_OURS, _HEADS = ("config.json", "*.safetensors", f"{HEADS}/"), ("*.delta.safetensors",)  # files in these
 RATE = 0.4  # of the fit: the best of a few on validation images (docs/log.md)
 _ROWS = 32  # in a batch
 # Without rows nobody can choose a setting: equal weights, and those of TIES' paper.
@@ -90,6 +91,12 @@ def fused(model: nn.Module, shifts: Sequence[Shift], out: Path, deltas: Path, st
     return Fused(num_bytes, steps, seconds, found.rate, found.distance, tuple(FusedTask(*one) for one in results))
 
 
+def refuse_foreign(folder: Path) -> None:
+    """That the folder, which is replaced, holds nothing but what a demo wrote. FileExistsError: it holds other files."""
+    refuse_others(folder, _OURS)
+    refuse_others(folder / HEADS, _HEADS)
+
+
 def _task(model: nn.Module, shift: Shift, deltas: Path) -> Task:
     """A model on the body of ``model``, with a head of its own, and the task's fine-tune."""
     body = model.get_submodule(str(model.base_model_prefix))
@@ -116,7 +123,8 @@ def _lesson(shift: Shift) -> Lesson:
 
 
 def _write(model: Any, merging: Merging, folder: Path) -> int:
-    """The merge that is on the models, as files; an old folder is replaced. Returns the bytes of weights and heads."""
+    """The merge that is on the models, as files; a demo's old folder is replaced. Returns the bytes of weights and heads."""
+    refuse_foreign(folder)
     with replacing_folder(folder, overwrite=True) as temporary, quiet():
         model.save_pretrained(temporary)
         for task, own in zip(merging.parts.tasks, merging.models, strict=True):
