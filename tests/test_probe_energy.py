@@ -143,6 +143,10 @@ def test_verdicts() -> None:
     assert good.holds is True and good.numbers["gain"] == pytest.approx(0.4, abs=0.01)
     assert "95 % interval +0.3" in good.said and "8.0 of 100 directions" in good.said
     assert verdict(made([0.5, 0.52, 0.49], [0.1, 0.1, 0.12], 11), settings).holds is False  # not compact
+    near = made([0.5, 0.52, 0.49], [0.1, 0.1, 0.12], 10)  # at the bound, but of one seed beyond
+    near["layers"] = [row | {"class_mean_k90": 11} if (row["layer"], row["seed"]) == (1, 2) else row for row in near["layers"]]
+    found = verdict(near, settings)
+    assert found.holds is None and "at most in 10.3 ± 1.4 % of the width (layer 1;" in found.said
     assert verdict(made([0.1, 0.1, 0.12], [0.5, 0.52, 0.49], 8), settings).holds is False  # worse than untrained
     assert verdict(made([0.1, 0.3, 0.2], [0.2, 0.1, 0.2], 8), settings).sentence.startswith("undecided, as measured it holds: ")
     few = verdict(made([0.5, 0.52, 0.49], [0.1, 0.1, 0.12], 8, rows=11), settings)  # any features would do

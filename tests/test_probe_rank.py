@@ -132,7 +132,7 @@ def test_wide_slices_take_lower_rates() -> None:
     with Bench(subject()) as bench:
         room = Room(bench, Settings())
         rank = room._recommended.config.rank
-        assert room.rates_of(rank) == room.rates and len(room.rates) == 3
+        assert room.rates_of(rank) == room.rates and len(room.rates) == 4
         assert room.rates_of(4 * rank) == pytest.approx([rate / 4 for rate in room.rates], rel=1e-2)
         assert room.rates_of(1) == pytest.approx([rate * min(4, rank) for rate in room.rates], rel=1e-2)
         assert Room(bench, Settings(rates=(0.1, 0.2))).rates_of(1) == (0.1, 0.2)

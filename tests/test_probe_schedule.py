@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from paring.probe.contrasts import at_best_rate, crossed
 from paring.probe.kind import Row, Tables
 from paring.probe.kinds.schedule import Settings, summaries, variants, verdict
 from probe_task import task
@@ -57,5 +58,21 @@ def test_verdicts() -> None:
     assert ahead.said.startswith("with columns of rank 5 moving every 2 of 200 steps") and "row +5.0" in ahead.said
     assert verdict(made(means | {"column": 0.85, "column-every-9": 0.86}, 0.002), settings).holds is False
     assert verdict(made(means, 0.05), settings).holds is None
+    # Chosen from two sweeps: an interval for both at once.
+    scored = crossed(at_best_rate(made(means, 0.02)["runs"], ("variant",)), "test")
+    both = scored.between("column-every-9", "static-column", among=2).half
+    assert verdict(made(means, 0.02), settings).numbers["gain_half_width"] == both > scored.between("row", "column").half
+    # Of three rates the best of static columns is the highest: a better may lie beyond.
+    grid = made(means, 0.002)["runs"]
+    for rate, less in ((0.05, 0.01), (0.2, 0.01)):
+        grid = [*grid, *({**row, "rate": rate, "validation": row["validation"] - less} for row in made(means, 0.002)["runs"])]  # type: ignore[operator]
+    assert verdict({"runs": grid}, settings).holds is True
+    edge = [row for row in grid if (row["variant"], row["rate"]) != ("static-column", 0.2)]
+    found = verdict({"runs": edge}, settings)
+    assert found.holds is None and "; the best rate of static-column is the highest or lowest tried" in found.said
+    behind = [row | {"test": 0.8} if row["variant"] != "static-column" else row for row in grid]
+    assert verdict({"runs": behind}, settings).holds is False
+    edge = [row for row in behind if (row["variant"], row["rate"]) != ("column", 0.05)]
+    assert verdict({"runs": edge}, settings).holds is None
     table = {row["variant"]: row for row in summaries(made(means, 0.002))["variants"]}
     assert table["static-column"]["low"] is None and table["row"]["low"] < 0.05 < table["row"]["high"]  # type: ignore[operator]

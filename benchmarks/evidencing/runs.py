@@ -36,11 +36,11 @@ def run(probes: Sequence[Probe], runs: Path, docs: Path, workers: int, minutes: 
                 at = f"{(time.perf_counter() - begun) / 60:.1f} min, {finished} of {len(probes)} probes"
                 try:
                     said = future.result()
+                    publish(runs / probe.name, docs / "evidence" / probe.name)
                 except Exception as error:  # whatever a probe raises; the others go on
                     failed.append(probe.name)
                     _say(f"{at}: {probe.name} failed: {type(error).__name__}: {error}")
                     continue
-                publish(runs / probe.name, docs / "evidence" / probe.name)
                 page.write(PROBES, docs)
                 _say(f"{at}: {probe.name} {said}")
     if queue:

@@ -123,6 +123,12 @@ def at_best_rate(rows: Sequence[Row], condition: Sequence[str]) -> dict[Any, lis
     return found
 
 
+def at_edge(rows: Sequence[Row], condition: Mapping[str, object], rate: object) -> bool:
+    """Whether of the rates tried in a condition (column: value) this is the highest or the lowest: a better may lie beyond."""
+    tried = {float(r["rate"]) for r in rows if all(r[name] == value for name, value in condition.items())}  # type: ignore[arg-type]
+    return rate in (min(tried), max(tried))
+
+
 def mean_of(rows: Sequence[Row], column: str) -> float:
     values = [row[column] for row in rows]
     assert all(isinstance(v, (int, float)) for v in values)

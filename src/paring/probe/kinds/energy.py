@@ -13,7 +13,7 @@ from torch import Tensor
 
 from paring.probe.bench import Bench, batches_of
 from paring.probe.energy import TAUS, Energy, balanced_rows, pooled_features, smallest_k, task_energy
-from paring.probe.intervals import mean_interval
+from paring.probe.intervals import LEVEL, mean_interval
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Value, Verdict
 
 MODELS = ("pretrained", "untrained")
@@ -98,8 +98,9 @@ def _at(shares: Tensor | None, k: int) -> float | None:
 
 
 def verdict(tables: Tables, settings: Settings) -> Verdict:
-    """Holds where the class means lie in few directions after every block, and the last one's features vary more by class than
-    untrained ones do. Few rows span few directions, whatever they hold: then it is undecided."""
+    """Holds where the class means lie in few directions after every block (with an interval for all blocks at once), and the
+    last one's features vary more by class than untrained ones do. Few rows span few directions, whatever they hold: then it is
+    undecided."""
     rows = tables["layers"]
     last = max(int(_number(row["layer"])) for row in rows)
     at_last = {(r["model"], r["seed"]): r for r in rows if r["layer"] == last}
@@ -113,14 +114,18 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
     if not gains or not blocks:
         return Verdict(None, "the features do not vary, so that no direction can be told from another", {"num_seeds": 0})
     gain, half = mean_interval(gains)
-    shares = [_number(r["class_mean_k90"]) / _number(r["width"]) for r in blocks]
-    worst = max(shares)
+    shares: dict[int, list[float]] = {}  # by block, of every seed
+    for r in blocks:
+        shares.setdefault(int(_number(r["layer"])), []).append(_number(r["class_mean_k90"]) / _number(r["width"]))
+    compact = {layer: mean_interval(of, 1 - (1 - LEVEL) / len(shares)) for layer, of in shares.items()}
+    where = max(compact, key=lambda layer: compact[layer][0])
+    worst, spread = compact[where]
     mean = {
         (model, name): _mean([r[name] for (of, _), r in at_last.items() if of == model])
         for model in MODELS
         for name in ("adjusted", "class_mean_k90", "energy_k90")
     }
-    width, where = _number(blocks[-1]["width"]), blocks[shares.index(worst)]["layer"]
+    width = _number(blocks[-1]["width"])
     numbers: Row = {
         "num_blocks": last,
         "num_seeds": len(gains),
@@ -128,17 +133,20 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         "gain_half_width": half if math.isfinite(half) else None,
         **{f"last_{name}_{model}": value for (model, name), value in mean.items()},
         "width": width,
-        "median_k90_share": sorted(shares)[len(shares) // 2],
+        "median_k90_share": sorted(of for of, _ in compact.values())[len(compact) // 2],
         "worst_k90_share": worst,
+        "worst_k90_share_half_width": spread if math.isfinite(spread) else None,
         "worst_layer": where,
         "bound": settings.bound,
     }
     interval = f"95 % interval {gain - half:+.3f} to {gain + half:+.3f}" if math.isfinite(half) else "one seed: no interval"
+    plus_minus = f" ± {100 * spread:.1f}" if math.isfinite(spread) else ""
     said = (
         f"with 90 % of the class means in {mean['pretrained', 'class_mean_k90']:.1f} of {width:g} directions after the last "
         f"block (untrained {mean['untrained', 'class_mean_k90']:.1f}; of the variance {mean['pretrained', 'energy_k90']:.1f}), "
-        f"at most in {100 * worst:.1f} % of the width (layer {where}; asked for: {100 * settings.bound:g} %); and with "
-        f"{mean['pretrained', 'adjusted']:.3f} of the variance between classes, untrained {mean['untrained', 'adjusted']:.3f}: "
+        f"at most in {100 * worst:.1f}{plus_minus} % of the width (layer {where}; asked for: {100 * settings.bound:g} %); "
+        f"and with {mean['pretrained', 'adjusted']:.3f} of the variance between classes, untrained "
+        f"{mean['untrained', 'adjusted']:.3f}: "
         f"{gain:+.3f} ({interval}, {len(gains)} seeds)"
     )
     spanned = min(_number(r["rows"]) - 1 for r in blocks)  # features less their mean
@@ -148,9 +156,10 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
             f"{settings.bound * width:g}: more rows are needed (--rows)"
         )
         return Verdict(None, said, numbers)
-    if worst > settings.bound or gain + half < 0:
+    if gain + half < 0 or any(share - of > settings.bound for share, of in compact.values()):
         return Verdict(False, said, numbers)
-    return Verdict(True if gain - half > 0 else None, said, numbers, gain > 0)
+    sure = gain - half > 0 and all(share + of <= settings.bound for share, of in compact.values())
+    return Verdict(True if sure else None, said, numbers, gain > 0 and worst <= settings.bound)
 
 
 def _number(value: Value) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paring.probe.bench import Bench
-from paring.probe.contrasts import Crossed, all_hold, at_best_rate, crossed, diverged, measured_on
+from paring.probe.contrasts import Crossed, all_hold, at_best_rate, at_edge, crossed, diverged, measured_on
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
 from paring.probe.training import COLUMNS, Room, TrainingSettings, as_tuples, at_least, distinct, refuse, some_of
 from paring.tune.slices import AXES, Axis
@@ -35,7 +35,7 @@ class Settings(TrainingSettings):
         ValueError: naming the setting, what it is, what was expected.
     """
 
-    factors: ClassVar[tuple[float, ...]] = (0.3, 1.0, 3.0)
+    factors: ClassVar[tuple[float, ...]] = (0.25, 0.5, 1.0, 2.0)
     ranks: tuple[int, ...] | None = None
     schedules: tuple[str, ...] = SCHEDULES
     axis: Axis = "column"
@@ -104,15 +104,9 @@ def summaries(tables: Tables) -> Tables:
     on = {name: crossed(found, name).means for name in ("validation", column)}
     for (schedule, rank), runs in found.items():
         what: Row = {"schedule": schedule, "rank": rank, "rate": runs[0]["rate"], "num_trainable": runs[0]["num_trainable"]}
-        what["at_edge"] = _at_edge(tables, schedule, rank, runs)
+        what["at_edge"] = at_edge(tables["runs"], {"schedule": schedule, "rank": rank}, runs[0]["rate"])
         rows.append(what | {name: on[name][schedule, rank] for name in on} | {"num_seeds": len(runs)})
     return {"curve": rows}
-
-
-def _at_edge(tables: Tables, schedule: object, rank: object, runs: Sequence[Row]) -> bool:
-    """Whether the rate of ``runs`` is the highest or the lowest of those tried."""
-    tried = {float(r["rate"]) for r in tables["runs"] if (r["schedule"], r["rank"]) == (schedule, rank)}  # type: ignore[arg-type]
-    return runs[0]["rate"] in (min(tried), max(tried))
 
 
 def verdict(tables: Tables, settings: Settings) -> Verdict:
@@ -127,7 +121,8 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
     for schedule in settings.schedules:
         of = {what: rows for what, rows in found.items() if what[0] == schedule}
         ranks = sorted(rank for _, rank in of)
-        edges = [rank for rank in ranks if _at_edge(tables, schedule, rank, of[schedule, rank])]
+        rates = {rank: rows[0]["rate"] for (_, rank), rows in of.items()}
+        edges = [r for r in ranks if at_edge(tables["runs"], {"schedule": schedule, "rank": r}, rates[r])]
         one = _one(schedule, ranks, edges, crossed(of, "validation"), crossed(of, column), among=2 * len(settings.schedules))
         answer, seen, said, more = one
         answers.append(answer)

@@ -14,13 +14,13 @@ A cell is one training: a variant, a rate, a seed.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from paring.probe.bench import Bench
-from paring.probe.contrasts import at_best_rate, crossed, diverged, measured_on
+from paring.probe.contrasts import at_best_rate, at_edge, crossed, diverged, measured_on
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
 from paring.probe.training import COLUMNS, Room, TrainingSettings, as_tuples, at_least, distinct, refuse, some_of
 
@@ -42,7 +42,7 @@ class Settings(TrainingSettings):
         ValueError: naming the setting, what it is, what was expected.
     """
 
-    factors: ClassVar[tuple[float, ...]] = (0.3, 1.0, 3.0)
+    factors: ClassVar[tuple[float, ...]] = (0.25, 0.5, 1.0, 2.0)
     rank: int = 5
     vary: tuple[str, ...] = VARIED
     move_steps: int | None = None
@@ -128,13 +128,16 @@ def summaries(tables: Tables) -> Tables:
 
 def verdict(tables: Tables, settings: Settings) -> Verdict:
     """Holds where the sweep of columns, at the interval that did best on validation rows, is certainly ahead of static columns;
-    does not where it is certainly behind."""
+    does not where it is certainly behind (by an interval for all the sweeps it was chosen from). Of several rates the best of
+    static columns must lie between others for the one, that of every sweep for the other."""
     column = measured_on(tables["runs"])
     found = at_best_rate(tables["runs"], ("variant",))
     scored, chosen = crossed(found, column), crossed(found, "validation")
     sweeps = [name for name in scored.conditions if name == SWEEP or name.startswith("column-every-")]
     best = max(sweeps, key=lambda name: (chosen.means[name], name == SWEEP))
-    gain = scored.between(best, STATIC)
+    gain = scored.between(best, STATIC, among=len(sweeps))
+    several = len({row["rate"] for row in tables["runs"]}) > 1
+    edges = [name for name in (STATIC, *sweeps) if several and _at_edge(tables, name, found)]
     every = found[(best,)][0]["interval"]
     others = [name for name in scored.conditions if name not in (STATIC, best)]
     listed = ", ".join(f"{name} {100 * (scored.means[name] - scored.means[STATIC]):+.1f}" for name in others)
@@ -152,9 +155,15 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         f"with columns of rank {settings.rank} moving every {every} of {settings.steps} steps (best on validation rows) at "
         f"{100 * scored.means[best]:.1f} %, static ones at {100 * scored.means[STATIC]:.1f} %: {gain.said()}"
         + (f"; over static: {listed}" if listed else "")
+        + (f"; the best rate of {' and '.join(edges)} is the highest or lowest tried" if edges else "")
         + f" ({len(settings.seeds)} seeds, {column} rows{diverged(tables['runs'])})"
     )
-    return Verdict(True if gain.low > 0 else False if gain.high < 0 else None, said, numbers, gain.difference > 0)
+    ahead, behind = gain.low > 0 and STATIC not in edges, gain.high < 0 and not set(sweeps) & set(edges)
+    return Verdict(True if ahead else False if behind else None, said, numbers, gain.difference > 0)
+
+
+def _at_edge(tables: Tables, variant: str, found: Mapping[tuple[str], Sequence[Row]]) -> bool:
+    return at_edge(tables["runs"], {"variant": variant}, found[(variant,)][0]["rate"])
 
 
 KIND = Kind(
