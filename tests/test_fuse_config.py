@@ -116,6 +116,23 @@ def test_anchors_and_an_empty_key(tmp_path: Path) -> None:
     assert read(tmp_path, LINEAR + "parameters:\n").parameters == {}
 
 
+def test_keys_that_are_taken_in(tmp_path: Path) -> None:
+    """As YAML's merge key has it: one's own hold, of several mappings the first."""
+
+    def weights(*second: str) -> list[float]:
+        text = LINEAR.replace("parameters:\n      weight: 1.0", "parameters: &p\n      weight: 1.0")
+        text = text.replace("parameters:\n      weight: 0.3", "parameters:\n      " + "\n      ".join(second))
+        return [s.parameters["weight"].at("x", 0) for s in read(tmp_path, text).slices[0].sources]  # type: ignore[misc]
+
+    assert weights("<<: *p") == [1.0, 1.0]
+    assert weights("<<: *p", "weight: 0.3") == weights("weight: 0.3", "<<: *p") == [1.0, 0.3]
+    assert weights("<<: [{weight: 0.2}, *p]") == [1.0, 0.2]
+    with pytest.raises(ConfigError, match="has the key 'weight' twice"):
+        weights("<<: *p", "weight: 0.3", "weight: 0.4")
+    with pytest.raises(ConfigError, match="takes in itself"):
+        weights("&q", "<<: *q")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

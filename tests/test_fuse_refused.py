@@ -283,7 +283,7 @@ def config(paths: list[str], **changes: Any) -> dict[str, Any]:
         (
             "task_arithmetic",
             {"weight": [{"filter": "mlp", "value": 1}]},
-            r"line 1: '(?!.*mlp).*': task_arithmetic: model 1: no weight",
+            r"line 4: '(?!.*mlp).*': task_arithmetic: .*tuned1: no weight",
         ),
     ],
 )

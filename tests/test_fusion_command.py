@@ -430,7 +430,10 @@ def test_dry_run_searches_nothing(of: Two, tmp_path: Path, capsys: pytest.Captur
         "--dry-run",
     ]
     assert main(command) == 0
-    assert "search  7 merges" in capsys.readouterr().out and [p.name for p in tmp_path.iterdir()] == ["m.yml"]
+    said = capsys.readouterr().out
+    assert "prune   2 searches of 7 candidates" in said and "search  7 merges" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["m.yml"]
+    assert main([*command[:-1], "--layer-groups", "2", "--dry-run"]) == 0 and "search  14 merges" in capsys.readouterr().out
     assert main(["fuse", str(of.config(tmp_path / "m.yml", "sce")), *command[2:-3], "--fit", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "fit     " in said and "search  " not in said and [p.name for p in tmp_path.iterdir()] == ["m.yml"]

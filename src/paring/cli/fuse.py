@@ -11,6 +11,7 @@ from paring.cli import fuse_search
 from paring.cli.deltas import byte_size
 
 _EVERY_S = 10.0
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO)  # what may be otherwise another time
 
 
 def add_parser(subparsers: Any) -> None:
@@ -102,9 +103,10 @@ def _left(out: str) -> bool:
 
 def _say_what_is_left(error: Exception, out: str) -> None:
     """Of an error of the machine. OSError: in place of one of memory, for which nothing else is said in a line."""
-    from paring.fuse.output import BusyError, machine_failed
+    from paring.fuse.alone import BusyError
+    from paring.fuse.output import machine_failed
 
-    if isinstance(error, BusyError) or not machine_failed(error):
+    if isinstance(error, BusyError) or not machine_failed(error) or (isinstance(error, OSError) and error.errno not in _FULL):
         return
     if _left(out):
         print("paring: stopped; the same command goes on from here, when there is room", file=sys.stderr)

@@ -107,8 +107,13 @@ def planned(config: str, given: dict[str, Any]) -> tuple[Any, list[str]]:
     settings, read = _settings(given), read_config(config)
     names = tasks_of(read, searched=settings.searches)
     told = []
+    if "nps" in (settings.prune, read.method.name):
+        told += [
+            f"prune   {len(names)} searches of {settings.evaluations} candidates, each scored on its task's calibration rows"
+        ]
     if settings.searches:
-        told += [f"search  {settings.evaluations} merges, each scored on all calibration rows; beside what is above"]
+        count = settings.evaluations * (2 if settings.layer_groups > 1 else 1)  # by task, then by task and layers
+        told += [f"search  {count} merges, each scored on all calibration rows; beside what is above"]
     if settings.fit:
         told += [f"fit     {settings.fit_steps} steps, a batch of every task each; beside what is above"]
     if not settings.searches and settled(read):

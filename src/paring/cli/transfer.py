@@ -31,7 +31,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("base", metavar="BASE", help="what the delta was made on: a model's folder, or a name on the hub")
     parser.add_argument("delta", metavar="DELTA", help="a delta file, or the folder of a paring tune")
-    parser.add_argument("--lambda", dest="lambdas", metavar="RANGE", help="START:STOP:STEP, or values: 0.5,1 (0:1.2:0.1)")
+    parser.add_argument(
+        "--lambda",
+        dest="lambdas",
+        metavar="RANGE",
+        help="START:STOP:STEP, or values: 0.5,1 (0:1.2:0.1); from below 0: --lambda=-1:1:0.5",
+    )
     parser.add_argument("--methods", nargs="+", choices=_METHODS, metavar="METHOD", help=f"of {', '.join(_METHODS)}")
     parser.add_argument("--keep", type=float, metavar="SHARE", help="of all entries that pruning keeps, in (0, 1] (0.1)")
     parser.add_argument("--own-head", action="store_true", help="each task has its own head at every lambda")

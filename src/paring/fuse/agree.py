@@ -15,13 +15,14 @@ from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.checkpoint.tensorinfo import TensorInfo
 from paring.delta.errors import DeltaError
 from paring.fuse.models import Model, Tuned, model_config
-from paring.fuse.stacks import stacks_of
+from paring.fuse.stacks import configs_in, stacks_of
 
 Names = Mapping[str, str]
 ALLOW = ("extra",)
 
 _SHOWN = 4
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+_POSITIONS = re.compile(r"position|token_type|(^|[._])wpe([._]|$)")
 _HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "lm_head.decoder.weight")
 # Float buffers that old versions saved and new ones make: LLaMA's frequencies, the causal masks of GPT-2 and GPT-NeoX.
 _BUFFERS = re.compile(r"(^|\.)(rotary_(pos_)?emb\.inv_freq|(attn|attention)\.masked_bias)$")
@@ -80,6 +81,14 @@ class Catalogue:
         if (self.config or {}).get("tie_word_embeddings") is True and name.endswith(_HEADS):
             return tuple(n for n in self.model.infos if n.endswith(_EMBEDDINGS))
         return ()
+
+    @cached_property
+    def vocabulary_sizes(self) -> set[int]:
+        """As the configuration has them, but for one that is also a number of rows in the blocks: a small vocabulary may be as
+        large as the model is wide."""
+        inside = {self.info(name).shape[:1] for name in self.names if self.stacks.place(name).layer >= 0}
+        said = (one.get("vocab_size") for one in configs_in(self.config or {}))
+        return {size for size in said if isinstance(size, int) and (size,) not in inside}
 
     @cached_property
     def _layers(self) -> Any:
@@ -175,12 +184,15 @@ def refuse_shape(name: str, catalogue: Catalogue, reference: Catalogue, *, vocab
 
 
 def is_vocabulary(name: str, catalogue: Catalogue) -> bool:
-    """Whether a tensor has a row for each entry of the vocabulary, as far as the configuration tells."""
-    config = catalogue.config or {}
-    text = config.get("text_config")
-    sizes = {c.get("vocab_size") for c in (config, text if isinstance(text, dict) else {})}
+    """Whether a tensor has a row for each entry of the vocabulary: outside of the blocks, by its name, or by as many rows where
+    nothing in the blocks has these."""
     shape = catalogue.info(name).shape
-    return len(shape) >= 1 and (shape[0] in sizes or is_head(name) or "embed_tokens" in name)
+    if not shape or catalogue.stacks.place(name).layer >= 0:
+        return False
+    weight = f"{name.removesuffix('bias')}weight" if name.endswith(".bias") else name
+    if is_head(weight) or weight.endswith(_EMBEDDINGS):
+        return True
+    return shape[0] in catalogue.vocabulary_sizes and _POSITIONS.search(name) is None
 
 
 def is_copy(catalogue: Catalogue, reference: Catalogue, name: str, tied: str) -> bool:

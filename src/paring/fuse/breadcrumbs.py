@@ -9,7 +9,7 @@ from functools import partial
 from paring.fuse.linear import INT8_MASK, LAMBDA, WEIGHT, check_weights, normalise
 from paring.fuse.method import Method, Parameter
 from paring.fuse.thin import largest, without_outliers
-from paring.fuse.thinned import merge
+from paring.fuse.thinned import merge, work_bytes
 from paring.fuse.ties import DENSITY, rescale
 
 PAPER = "Davari and Belilovsky 2023, arXiv 2312.06795"
@@ -33,6 +33,7 @@ METHODS = tuple(
         partial(merge, thinner=largest, stages=(without_outliers,), elect=elect),
         (WEIGHT, DENSITY, GAMMA, LAMBDA, normalise(False), rescale(False), INT8_MASK),
         stages=(without_outliers,),
+        work_bytes=work_bytes,
         check=check_weights,
     )
     for name, about, elect in (

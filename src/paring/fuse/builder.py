@@ -13,7 +13,7 @@ from paring.fuse.agree import Catalogue, is_buffer, is_vocabulary, refuse_shape,
 from paring.fuse.config import Config, Reference, Slice, Source
 from paring.fuse.inputs import FuseError
 from paring.fuse.job import Job, Origin
-from paring.fuse.method import Resolved
+from paring.fuse.method import OF_MODEL, Resolved
 from paring.fuse.models import Model
 from paring.fuse.output_config import LayerFrom, entries_by_type, most_common_type
 from paring.fuse.settings import evaluate
@@ -37,6 +37,7 @@ class Builder:
         self._layers: Mapping[Reference, Layers] = {}
         self._keys = _keys(config, models)
         self._resolved: dict[Any, Resolved] = {}
+        self._asked = config.out_dtype or config.dtype
         self._common = self._common_type()
 
     def whole(self, one: Slice, allow: Collection[str]) -> Iterator[Job]:
@@ -117,8 +118,7 @@ class Builder:
         origins = tuple(Origin(s.model, self.catalogues[s.model].own(n)) for s, n in merged)
         beside = Origin(base, first.own(base_name)) if base else None
         types = [self.models[o.model].infos[o.name].dtype for o in ([beside] if beside else origins)]
-        own_type = reduce(torch.promote_types, [*types, *([self._common] if self._common else [])])
-        dtype = self.config.out_dtype or self.config.dtype or own_type
+        dtype = self._asked or self._promoted([*types, *([self._common] if self._common else [])])
         settings = self._settings(name, one, merged, base is not None, t)
         keys = self._keys_of([s for s, _ in merged])
         return Job(name, TensorInfo(dtype, info.shape), origins, beside, settings, keys, aliases, vocabulary)
@@ -149,7 +149,11 @@ class Builder:
             try:
                 self._resolved[key] = how.resolve(shared, own, has_base=has_base)
             except FuseError as error:
-                raise self.config.error("merge_method", f"'{name}': {error}") from None
+                said = f"'{name}': {error}"
+                if found := OF_MODEL.search(said):  # the base is not counted there
+                    source = merged[int(found[1]) - 1][0]
+                    raise self.config.error_at(source.line, said.replace(found[0], f"{source.model}: ", 1)) from None
+                raise self.config.error("merge_method", said) from None
         return self._resolved[key]
 
     def _base(self, one: Slice) -> Reference | None:
@@ -173,7 +177,15 @@ class Builder:
             infos = [(i.dtype, i.shape.numel()) for i in self.models[reference].infos.values()]
             found.add(most_common_type(entries_by_type(infos)))
         types = sorted((dtype for dtype in found if dtype), key=str)
-        return reduce(torch.promote_types, types) if len(types) > 1 else None
+        return self._promoted(types) if len(types) > 1 and not self._asked else None
+
+    def _promoted(self, types: Sequence[torch.dtype]) -> torch.dtype:
+        """A type that holds all of these."""
+        try:
+            return reduce(torch.promote_types, types)
+        except RuntimeError:  # of 8-bit floats and any other
+            named = " and ".join(sorted({str(t).removeprefix("torch.") for t in types}))
+            raise self.config.error("merge_method", f"the models are {named}, which no type holds; give a dtype") from None
 
     def _refuse_runs(self, one: Slice, base: Reference | None) -> None:
         """That the layers are there, and the base among the sources."""

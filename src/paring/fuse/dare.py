@@ -8,7 +8,7 @@ from functools import partial
 from paring.fuse.linear import INT8_MASK, LAMBDA, WEIGHT, check_weights, normalise
 from paring.fuse.method import Method
 from paring.fuse.thin import at_random
-from paring.fuse.thinned import merge
+from paring.fuse.thinned import merge, work_bytes
 from paring.fuse.ties import DENSITY, rescale
 
 PAPER = "Yu et al. 2024, arXiv 2311.03099"
@@ -21,6 +21,7 @@ METHODS = tuple(
         about,
         partial(merge, thinner=at_random, stages=(), elect=elect),
         PARAMETERS,
+        work_bytes=work_bytes,
         check=check_weights,
     )
     for name, about, elect in (

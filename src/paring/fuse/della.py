@@ -13,7 +13,7 @@ from paring.fuse.inputs import Inputs
 from paring.fuse.linear import INT8_MASK, LAMBDA, WEIGHT, check_weights, normalise
 from paring.fuse.method import Method, Parameter, Settings
 from paring.fuse.thin import by_rank
-from paring.fuse.thinned import merge
+from paring.fuse.thinned import merge, work_bytes
 from paring.fuse.ties import DENSITY, rescale
 
 PAPER = "Deep et al. 2024, arXiv 2406.11617"
@@ -55,6 +55,7 @@ METHODS = tuple(
         about,
         partial(della, elect=elect),
         (WEIGHT, DENSITY, EPSILON, LAMBDA, normalise(elect), rescale(True), INT8_MASK),
+        work_bytes=work_bytes,
         check=check,
     )
     for name, about, elect in (

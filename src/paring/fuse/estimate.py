@@ -61,7 +61,7 @@ class Estimate:
         yield f"writes  {self.write_bytes / 1e9:.3f} GB"
         yield f"memory  about {self.held_bytes / 1e6:,.0f} MB beside Python, PyTorch and the page cache"
         if self.work_bytes:
-            yield f"        of it {self.work_bytes / 1e6:,.0f} MB for whole matrices of all models; --threads 1 takes least"
+            yield f"        of it {self.work_bytes / 1e6:,.0f} MB of whole tensors for the method; --threads 1 takes least"
         yield f"time    about {self.seconds:.1f} s, and what the disk takes to write"
 
 

@@ -1,6 +1,7 @@
 """A merge method as data: its function, its parameters, what it needs, where it is from."""
 
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -123,8 +124,8 @@ class Method:
         needs_data: calibration data.
         exclusive: no two models may change the same entry.
         per_task_state: beside the merged tensor there is a mask and a scale for each task (``paring.fuse.emr``).
-        work_bytes: given a tensor's shape and the parameters, the most memory that it takes beside the output, as measured, but
-            for pieces that stay in the cache; 0: it goes entry by entry.
+        work_bytes: given a tensor's shape and the parameters (all models', each one's), the most memory that it takes beside
+            the output, as measured, but for pieces that stay in the cache; 0: it goes entry by entry.
         stages: what it ranks before it merges, for thresholds; a later stage may need what an earlier one found.
         check: what must hold between parameters; raises FuseError with the method's name in front.
     """
@@ -140,7 +141,7 @@ class Method:
     needs_data: bool = False
     exclusive: bool = False
     per_task_state: bool = False
-    work_bytes: Callable[[torch.Size, Settings], int] = lambda shape, parameters: 0
+    work_bytes: Callable[[torch.Size, Settings, Sequence[Settings]], int] = lambda shape, parameters, per_model: 0
     stages: tuple[Stage, ...] = ()
     check: Callable[[Settings, Sequence[Settings]], str | None] = lambda parameters, per_model: None
 
@@ -239,3 +240,6 @@ class Method:
 
 def _of(i: int) -> str:
     return f"model {i + 1}: "
+
+
+OF_MODEL = re.compile(r"\bmodel (\d+): ")  # how errors tell of one: from 1, the base not counted

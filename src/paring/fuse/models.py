@@ -216,6 +216,10 @@ def kind_of(where: str) -> tuple[str, str]:
 def _open(reference: Reference, config: Config, weights: dict[str, Weights]) -> Model:
     kind, where = kind_of(reference.adapter or reference.model)
     if reference.adapter and kind == "checkpoint":
+        if not Path(where).expanduser().exists():
+            raise FileNotFoundError(
+                f"{where}, after the plus sign, is not there; expected a delta or a folder of a PEFT adapter"
+            )
         raise DeltaError(f"{where} after the plus sign is no delta and no folder of a PEFT adapter ({_ADAPTER})")
     if kind == "checkpoint":
         return _weights(where, config, weights)

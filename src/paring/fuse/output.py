@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -23,16 +23,13 @@ from paring.delta.checkpoint.fingerprint import tensor_hash
 from paring.delta.checkpoint.tensorinfo import TensorInfo, raw_bytes
 from paring.delta.checkpoint.write import LaidOut, refuse_foreign, refuse_no_room
 from paring.files import put_in_place, sync
+from paring.fuse.alone import lock, lock_folder
 from paring.memory import out_of_memory
 from paring.syscalls import start_writing
 
 JOURNAL = "journal.jsonl"
 _FORMAT = 1
 _PIECE_BYTES = 1 << 20
-
-
-class BusyError(OSError):
-    """Another process is writing the same output."""
 
 
 class Output:
@@ -47,12 +44,12 @@ class Output:
     def __init__(self, folder: Path, files: Sequence[LaidOut], journal: int) -> None:
         self.folder, self._journal, self._lock = folder, journal, Lock()
         self._homes: dict[str, tuple[int, int, TensorInfo]] = {}
-        self._files: list[int] = []
+        self._files: dict[int, str] = {}
         self.hashes: dict[str, str] = {}
         for file in files:
             fd = os.open(folder / file.name, os.O_RDWR | os.O_CREAT, 0o666)
-            self._files.append(fd)
-            _write(fd, memoryview(file.header), 0)
+            self._files[fd] = file.name
+            self._put(fd, memoryview(file.header), 0)
             position = len(file.header)
             for name, info in file.order:
                 self._homes[name] = fd, position, info
@@ -68,11 +65,11 @@ class Output:
         fd, start, info = self._homes[name]
         assert tensor.dtype == info.dtype and tensor.shape == info.shape, name
         view = raw_bytes(tensor)
-        _write(fd, view, start)
+        self._put(fd, view, start)
         start_writing(fd, start, len(view))
         digest = tensor_hash([tensor])
         with self._lock:
-            os.write(self._journal, json.dumps({"tensor": name, "hash": digest}).encode() + b"\n")
+            _note(self._journal, {"tensor": name, "hash": digest})
             self.hashes[name] = digest
 
     def take_up(self, lines: Sequence[Any]) -> None:
@@ -85,7 +82,15 @@ class Output:
     def close(self) -> None:
         for fd in self._files:
             os.close(fd)
-        self._files = []
+        self._files = {}
+
+    def _put(self, fd: int, view: memoryview, start: int) -> None:
+        try:
+            while view:  # one call writes at most 2 GiB
+                done = os.pwrite(fd, view, start)
+                view, start = view[done:], start + done
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder / self._files[fd])) from None
 
     def _hash(self, name: str) -> str:
         fd, start, info = self._homes[name]
@@ -115,18 +120,18 @@ def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, 
     """
     out = out.resolve()
     refuse_present(out, overwrite)
-    folder = hidden(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(exist_ok=True)
-    journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        _lock(journal, out)
-        lines = _read(journal)
+    with ExitStack() as held:
+        folder = _alone(out, overwrite, held)
+        journal = os.open(folder / JOURNAL, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        held.callback(os.close, journal)
+        lock(journal, out)  # where folders cannot be locked
+        lines, whole = _read(journal)
         same = bool(lines) and lines[0] == {"format": _FORMAT, "run": key}
+        os.ftruncate(journal, whole if same else 0)  # whatever followed half a line would be lost with it
         if not same:
             _empty(folder)
-            os.ftruncate(journal, 0)
-            os.write(journal, json.dumps({"format": _FORMAT, "run": key}).encode() + b"\n")
+            _note(journal, {"format": _FORMAT, "run": key})
         try:
             if not same:
                 refuse_no_room(out, sum(file.num_bytes for file in files) + other_bytes)
@@ -140,6 +145,8 @@ def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, 
                 sync(path)
             (folder / JOURNAL).unlink()
             sync(folder)
+            if overwrite and out.is_dir():
+                lock_folder(out, out, held)  # it is about to have the hidden name, to be removed
             put_in_place(folder, out, overwrite)
             shutil.rmtree(folder, ignore_errors=True)  # the old one, where there was one
         except KeyboardInterrupt:
@@ -148,8 +155,6 @@ def writing(out: Path, files: Sequence[LaidOut], key: str, *, other_bytes: int, 
             if not (machine_failed(error) and (folder / JOURNAL).exists() and _any_finished(journal)):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-    finally:
-        os.close(journal)
 
 
 def machine_failed(error: BaseException) -> bool:
@@ -179,15 +184,16 @@ def refuse_no_room_for(out: Path, num_bytes: int) -> None:
     refuse_no_room(out, num_bytes - sum(left))
 
 
-def _write(fd: int, view: memoryview, start: int) -> None:
-    while view:  # one call writes at most 2 GiB
-        done = os.pwrite(fd, view, start)
-        view, start = view[done:], start + done
+def _note(journal: int, line: Mapping[str, Any]) -> None:
+    """Appends a line."""
+    left = json.dumps(line).encode() + b"\n"
+    while left:
+        left = left[os.write(journal, left) :]
 
 
-def _read(journal: int) -> list[Any]:
-    """The lines of a journal up to the first that is not whole."""
-    raw, found = b"", []
+def _read(journal: int) -> tuple[list[Any], int]:
+    """The lines of a journal up to the first that is not whole, and their bytes."""
+    raw, found, whole = b"", [], 0
     while part := os.pread(journal, _PIECE_BYTES, len(raw)):
         raw += part
     for line in raw.split(b"\n")[:-1]:
@@ -196,12 +202,13 @@ def _read(journal: int) -> list[Any]:
         except ValueError:
             break
         if not isinstance(found[-1], dict):
-            return []
-    return found
+            return [], 0
+        whole += len(line) + 1
+    return found, whole
 
 
 def _any_finished(journal: int) -> bool:
-    return len(_read(journal)) > 1
+    return len(_read(journal)[0]) > 1
 
 
 def _empty(folder: Path) -> None:
@@ -212,12 +219,17 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _lock(journal: int, out: Path) -> None:
-    """That no other process writes the same; for as long as the journal is open."""
-    with suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"another process is writing {out}; wait for it, or take another name") from None
+def _alone(out: Path, overwrite: bool, held: ExitStack) -> Path:
+    """The hidden folder, for this process alone while ``held`` is open. It is locked itself, since the journal goes before it
+    gets its name."""
+    folder = hidden(out)
+    folder.mkdir(exist_ok=True)
+    while not lock_folder(folder, out, held):
+        folder.mkdir(exist_ok=True)
+    try:
+        refuse_present(out, overwrite)  # it may have come just now
+    except FileExistsError:
+        with suppress(OSError):  # what an earlier run left stays
+            folder.rmdir()
+        raise
+    return folder

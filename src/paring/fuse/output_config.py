@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from paring.fuse.stacks import LAYER_KEYS
+from paring.fuse.stacks import LAYER_KEYS, configs_in
 
 _TYPE_KEYS = ("dtype", "torch_dtype")  # newer and older versions of transformers
 
@@ -32,8 +32,7 @@ def output_config(
     if main is None:
         return None
     found: dict[str, Any] = json.loads(json.dumps(main))
-    text = found.get("text_config")
-    places = (found, text) if isinstance(text, dict) else (found,)
+    places = configs_in(found)
     if dtype:
         for i, place in enumerate(places):
             for key in [k for k in _TYPE_KEYS if k in place] or list(_TYPE_KEYS[:1] if i == 0 else ()):
@@ -64,8 +63,7 @@ def entries_by_type(infos: Sequence[tuple[torch.dtype, int]]) -> Counter[torch.d
 
 def _entry(key: str, one: LayerFrom, value: Sequence[Any]) -> Any:
     """What a layer's own model says of it; of one that says nothing, what the main model says of that layer, or of its last."""
-    text = one.config.get("text_config")
-    for place in (one.config, text) if isinstance(text, dict) else (one.config,):
+    for place in configs_in(one.config):
         own = place.get(key)
         if isinstance(own, list) and len(own) == one.num_layers:
             return own[one.layer]

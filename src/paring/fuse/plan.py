@@ -14,7 +14,10 @@ from paring.fuse.config import Config, Reference
 from paring.fuse.job import Job, Origin
 from paring.fuse.models import Model, Weights, open_models
 from paring.fuse.output_config import entries_by_type, most_common_type, output_config
+from paring.fuse.quantised import refuse_quantised
 from paring.fuse.settings import Setting
+
+_COPIES = "passthrough"  # the method that takes codes for what they are
 
 __all__ = ["Job", "Origin", "Plan", "make_plan"]
 
@@ -74,7 +77,10 @@ def make_plan(config: Config, allow: Collection[str] = ()) -> Plan:
     if how.per_task_state and config.base and not isinstance(models[main], Weights):
         raise config.error("base_model", f"{main} is no checkpoint; expected one, since the bank is put on it")
     reference = Catalogue(models[main], models[main])
-    builder = Builder(config, models, reference, {r: Catalogue(m, models[main]) for r, m in models.items()})
+    catalogues = {r: Catalogue(m, models[main]) for r, m in models.items()}
+    for catalogue in catalogues.values() if how.name != _COPIES else ():
+        refuse_quantised(catalogue)
+    builder = Builder(config, models, reference, catalogues)
     jobs = tuple(builder.whole(config.slices[0], allow) if config.whole else builder.stacked(allow))
     _refuse_idle(config, jobs)
     dtype = most_common_type(entries_by_type([(j.info.dtype, j.info.shape.numel()) for j in jobs if j.settings]))
@@ -102,5 +108,6 @@ def _refuse_idle(config: Config, jobs: Sequence[Job]) -> None:
     for parameter, setting in every:
         for choice in setting.choices:
             if choice.filter not in (None, "*") and not any(str(choice.filter) in name for name in names):
-                said = f"filter {choice.filter!r} of {parameter} is in no tensor's name; names are such as {jobs[0].name!r}"
+                such = next((job.name for job in jobs if ".0." in job.name), jobs[0].name)
+                said = f"filter {choice.filter!r} of {parameter} is in no tensor's name; names are such as {such!r}"
                 raise config.error_at(choice.line, said)

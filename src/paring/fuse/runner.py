@@ -28,6 +28,7 @@ from paring.fuse.scope import global_cuts
 from paring.fuse.tokens import Vocabulary
 
 Report = Callable[[int, int], None]
+_COUNTER = "num_batches_tracked"  # of batch norms: how many batches their means are of
 
 
 def num_cores() -> int:
@@ -131,7 +132,7 @@ class Runner:
         """What the method itself takes of this machine's memory, beside the output."""
         if job.settings is None or self.device.type != "cpu":
             return 0
-        return self.plan.config.method.work_bytes(job.info.shape, job.settings.parameters)
+        return self.plan.config.method.work_bytes(job.info.shape, job.settings.parameters, job.settings.per_model)
 
     def held_bytes(self, job: Job) -> int:
         """The most memory that a tensor takes, beside the page cache and what does not grow with it."""
@@ -248,9 +249,9 @@ class Runner:
         return (self.plan.models[origin.model], origin.name) if origin else None
 
     def _copied(self, job: Job) -> Tensor:
-        """A buffer: of whole numbers the same in all models, of floats one model's."""
+        """A buffer: of whole numbers the same in all models, of floats and of counters one model's."""
         first = self.weights(job.sources[0])
-        for origin in job.sources[1:]:
+        for origin in () if job.name.endswith(_COUNTER) else job.sources[1:]:
             other = self.weights(origin)
             if other.dtype != first.dtype or not torch.equal(other, first):
                 called = [self.plan.models[o.model].called for o in (job.sources[0], origin)]

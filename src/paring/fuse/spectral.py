@@ -10,7 +10,7 @@ Directions whose singular value is zero to rounding are left out, of Iso-C's mea
 Memory: ``matrices``; methods that go entry by entry hold none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,10 +33,10 @@ def is_matrix(inputs: Inputs) -> bool:
     return len(inputs.shape) == 2 and min(inputs.shape) > 1
 
 
-def matrices(whole: float, square: float) -> Callable[[torch.Size, Settings], int]:
+def matrices(whole: float, square: float) -> Callable[[torch.Size, Settings, Sequence[Settings]], int]:
     """How much a method holds of a matrix: so many in fp32, and so many squares of its smaller side."""
 
-    def work_bytes(shape: torch.Size, parameters: Settings) -> int:
+    def work_bytes(shape: torch.Size, parameters: Settings, per_model: Sequence[Settings]) -> int:
         if len(shape) != 2 or min(shape) < 2:
             return 0
         return int(4 * (whole * shape.numel() + square * min(shape) ** 2))

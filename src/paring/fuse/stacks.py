@@ -3,7 +3,8 @@
 A *stack* is a run of numbered modules, 0, 1, 2 …, under one prefix; of numbers in numbers (experts in a layer) the first
 counts.
 Numbered modules that are no blocks of the model (a head that is an ``nn.Sequential``) are told from them by their number: the
-blocks are as many as the configuration says, or else as many as the longest stack has.
+blocks are as many as the configuration says, or one that is nested in it (of a text or a vision tower), or else as many as
+the longest stack has.
 """
 
 import re
@@ -22,6 +23,7 @@ LAYER_KEYS = (
     "num_decoder_layers",
     "encoder_layers",
     "decoder_layers",
+    "depth",  # of vision towers
 )
 _NUMBERED = re.compile(r"(?:^|\.)(\d{1,6})(?=\.|$)")
 # What stands before the blocks, by its name: embeddings and what works on them.
@@ -74,10 +76,15 @@ def stacks_of(names: Iterable[str], config: Mapping[str, Any] | None) -> Stacks:
         if place.layer >= 0:
             layers.setdefault(place.stack, set()).add(place.layer)
     sizes = {prefix: len(found) for prefix, found in sorted(layers.items()) if max(found) == len(found) - 1}
-    said = {config[key] for key in LAYER_KEYS if config and isinstance(config.get(key), int)}
+    said = {one[key] for one in configs_in(config or {}) for key in LAYER_KEYS if isinstance(one.get(key), int)}
     blocks = {prefix: n for prefix, n in sizes.items() if n in said}
     most = max(sizes.values(), default=0)
     return Stacks(blocks or {prefix: n for prefix, n in sizes.items() if n == most})
+
+
+def configs_in(config: Mapping[str, Any]) -> list[Any]:
+    """A configuration and those nested in it, such as ``text_config`` and ``vision_config``."""
+    return [config, *(value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict))]
 
 
 def before_blocks(name: str) -> bool:

@@ -74,6 +74,6 @@ METHODS = (
         "the model where its change matters most",
         arcee_fusion,
         max_models=1,
-        work_bytes=lambda shape, parameters: 4 * shape.numel(),
+        work_bytes=lambda shape, parameters, per_model: 4 * shape.numel(),
     ),
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from paring.fuse.inputs import Inputs
-from paring.fuse.method import Stage
+from paring.fuse.method import Settings, Stage
 from paring.fuse.scope import local_cuts
 from paring.fuse.thin import Thin, Thinner, everything, masked
 
@@ -54,6 +54,12 @@ def merge(inputs: Inputs, out: Tensor, thinner: Thinner, stages: Sequence[Stage]
             for k, factor in zip(kept, factors, strict=True):
                 base.add_(k, alpha=factor * scale)
             flat[start:end] = base
+
+
+def work_bytes(shape: torch.Size, parameters: Settings, per_model: Sequence[Settings]) -> int:
+    """Of what is scaled back to its norm is held which entries were kept."""
+    thinned = sum(float(one["density"]) < 1 for one in per_model)  # type: ignore[arg-type]
+    return thinned * shape.numel() // 8 if parameters["rescale"] else 0
 
 
 def elected(terms: list[Tensor], weights: Sequence[float] | None) -> Tensor:

@@ -6,7 +6,7 @@ from paring.fuse.inputs import Inputs
 from paring.fuse.linear import INT8_MASK, LAMBDA, WEIGHT, check_weights, normalise
 from paring.fuse.method import Method, Parameter
 from paring.fuse.thin import by_magnitude, largest
-from paring.fuse.thinned import merge
+from paring.fuse.thinned import merge, work_bytes
 
 DENSITY = Parameter(
     "density",
@@ -37,6 +37,7 @@ METHODS = (
         ties,
         (WEIGHT, DENSITY, LAMBDA, normalise(True), rescale(False), INT8_MASK),
         stages=(by_magnitude,),
+        work_bytes=work_bytes,
         check=check_weights,
     ),
 )

@@ -10,6 +10,8 @@ so that a step is one product however many tasks there are. Tensors that are no 
 Memory: ``work_bytes``; [in, in] may be far larger than the matrix.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,7 @@ def descended(tau: Tensor, a: Tensor, b: Tensor, steps: int, rate: float) -> Ten
     return tau
 
 
-def work_bytes(shape: torch.Size, parameters: Settings) -> int:
+def work_bytes(shape: torch.Size, parameters: Settings, per_model: Sequence[Settings]) -> int:
     """So many fp32 matrices [out, in] and [in, in]."""
     if len(shape) != 2 or min(shape) < 2:
         return 0

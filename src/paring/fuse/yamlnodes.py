@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 _MOST_BYTES = 1 << 20
+_MERGE, _DEEPEST = "tag:yaml.org,2002:merge", 32  # of keys "<<": their tag, and how deep they go
 
 Scalar = bool | int | float | str
 
@@ -82,10 +83,12 @@ class Value:
         """
         found: dict[str, Value] = {}
         seen: set[str] = set()
-        for key, value in self._pairs(what):
+        for key, value, own in self._pairs(what):
             name = str(key.node.value)
             if name in seen:
-                raise key.error(f"{what} has the key {name!r} twice")
+                if own:
+                    raise key.error(f"{what} has the key {name!r} twice")
+                continue
             seen.add(name)
             if unsupported and name in unsupported:
                 raise key.error(f"{name!r} is not supported by paring fuse: {unsupported[name]}")
@@ -100,12 +103,23 @@ class Value:
             return "empty"
         return {yaml.SequenceNode: "a list", yaml.MappingNode: "a mapping"}.get(type(self.node), "a single value")
 
-    def _pairs(self, what: str) -> Iterator[tuple["Value", "Value"]]:
+    def _pairs(self, what: str, depth: int = 0) -> Iterator[tuple["Value", "Value", bool]]:
+        """Keys and values; first its own (True), then those of the mappings that it takes in by "<<", which hold where there
+        is none of its own; of several such mappings the first."""
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error(f"{what} is {self.kind()}; expected a mapping (key: value)")
-        yaml.constructor.SafeConstructor().flatten_mapping(self.node)  # "<<: *other"
+        if depth > _DEEPEST:
+            raise self.error(f"{what} takes in itself")
+        taken_in: list[Value] = []
         for key, value in self.node.value:
-            yield Value(self.called, key), Value(self.called, value)
+            if key.tag == _MERGE:
+                inner = Value(self.called, value)
+                taken_in += inner.items(what) if inner.is_list else [inner]
+            else:
+                yield Value(self.called, key), Value(self.called, value), True
+        for other in taken_in:
+            for key, value, _ in other._pairs(what, depth + 1):
+                yield key, value, False
 
 
 def nearest(name: str, known: Collection[str]) -> str:

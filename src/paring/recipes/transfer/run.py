@@ -76,6 +76,8 @@ def transfer(
         f"Best on validation rows: {chosen.candidate.method} at lambda {place.lam:.4g}, H {place.h:.4f} "
         f"(tuned {place.tuned:.4f}, original {place.original:.4f})"
     )
+    if place.lam == 0:
+        say("That is the base as it is: on these rows no step towards the fine-tune pays")
     if out is not None and stored is not None:
         size = _write(Path(out), stored, chosen, found, settings)
         h = stored.places["validation"].point.h
