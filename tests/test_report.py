@@ -32,7 +32,7 @@ from paring.report.limits import Limits
 from paring.report.markup import element, escaped
 from paring.report.numbers import NOT_FINITE, NOT_THERE, duration, ratio, raw, size, text
 from paring.report.page import render
-from paring.report.plot import draw, thinned, tick
+from paring.report.plot import draw, shape_of, thinned, ticks
 from paring.report.readers.parts import name_of
 from paring.report.record import Record, ReportError, read_record
 from paring.report.scale import scale
@@ -206,6 +206,14 @@ def test_a_large_run_has_a_page_of_at_most_the_size_asked_for() -> None:
     with pytest.raises(ReportError, match="would have [0-9,]+ bytes; expected at most 9,000"):
         render(document(table), most_bytes=9_000)
     assert Limits(1, 1, 1, 1).halved() == Limits(1, 1, 1, 1)
+    assert Limits().halved() == Limits(csv_rows=25_000)  # of what is not looked at first
+
+
+def test_a_long_download_leaves_the_page_its_rows() -> None:
+    rows = [[f"row {i}", i / 7, i / 3] for i in range(60_000)]
+    tables = [Table(f"long {n}", [Column("name"), Column("a"), Column("b")], rows) for n in (1, 2)]
+    seen = Seen(render(document(*tables)).decode())
+    assert "500 of 60,000 rows are shown" in seen.text
 
 
 def test_numbers_as_text() -> None:
@@ -230,7 +238,41 @@ def test_numbers_as_text() -> None:
     assert [duration(v) for v in (math.nan, None, -1.0)] == [NOT_FINITE, NOT_THERE, "-1"]
     assert ratio(1, 0) is None and ratio(math.nan, 1) is None and ratio(1, 4) == 0.25
     assert [raw(v) for v in (None, "a", 3, 0.1, math.nan)] == ["", "a", "3", "0.1", "nan"]
-    assert [tick(v, Axis("a", "count")) for v in (300, 20_000, 1.5e6)] == ["300", "20k", "1.5M"]
+    small = [text(v, "share").replace("\N{NO-BREAK SPACE}", " ") for v in (0.0, 4.5e-5, -0.00123, 0.0099, 0.00996, 0.5)]
+    assert small == ["0.0 %", "0.0045 %", "-0.12 %", "0.99 %", "1.0 %", "50.0 %"]
+    assert ticks((300, 20_000, 1.5e6), Axis("a", "count")) == ["300", "20k", "1.5M"]
+    assert ticks((123_100, 123_200), Axis("a", "count")) == ["123,100", "123,200"]  # not 123k twice
+    assert ticks((1_500_000.1, 1_500_000.2), Axis("a")) == ["1,500,000.1", "1,500,000.2"]
+    assert ticks((0, 0.5, 0.975), Axis("a", "share")) == ["0%", "50%", "97.5%"]
+
+
+def test_styles_differ_where_colours_may_not() -> None:
+    """Green and red are one colour to some, blue and violet to others: such pairs have different dashes and marks."""
+    assert len({(style % 10, shape_of(style)) for style in range(40)}) == 40
+    assert all(shape_of(a) != shape_of(b) for a, b in ((2, 6), (0, 8), (3, 8), (1, 7), (4, 9)))
+
+
+def test_names_of_points_meet_no_other() -> None:
+    near = [Series(f"a method {i}", [(1 + i / 100, 1.0)], "dots") for i in range(30)]
+    far = Series("far away", [(9.0, 5.0)], "dots")
+    panel = Panel("", Axis("x"), Axis("y"), [*near, far])
+    drawn = str(draw(panel, [panel], {s.name: i for i, s in enumerate(panel.series)}, "n", 900, 360, 100))
+    named = re.findall(r'<text[^>]*class="name[^"]*"[^>]*>([^<]*)<', drawn)
+    assert "far away" in named and 1 <= len(named) < 6
+    levels = Panel("", Axis("x"), Axis("y"), [far, Series("one", [(0, 2.0)], "level"), Series("other", [(0, 3.0)], "level")])
+    drawn = str(draw(levels, [levels], {"far away": 0, "one": -1, "other": 1}, "n", 900, 360, 100))
+    assert re.findall(r'<text[^>]*class="name[^"]*"[^>]*>([^<]*)<', drawn) == ["far away", "one", "other"]
+
+
+def test_numbers_of_panels_of_different_kinds_have_tables_of_their_own() -> None:
+    x = Axis("share of the way", "share")
+    same = [Panel(t, x, Axis(t, "score"), [Series("s", [(0.5, 0.75)])]) for t in ("tuned", "original")]
+    other = Panel("k", Axis("layer", "count"), Axis("directions", "count"), [Series("s", [(3, 19.0)])])
+    seen = Seen(render(document(Figure("f", [*same, other]))).decode())
+    first, second = seen.table("figure-1-numbers"), seen.table("figure-1-numbers-2")
+    assert first[0] == ["panel", "series", "share of the way", "value"]
+    assert [row[2:] for row in first[1:]] == [["50.0\N{NO-BREAK SPACE}%", "0.7500"]] * 2
+    assert second == [["panel", "series", "layer", "directions"], ["k", "s", "3", "19"]]
 
 
 def test_of_paths_the_last_part() -> None:
@@ -251,6 +293,8 @@ def test_best_values_are_bold_and_chosen_rows_marked() -> None:
     page = render(document(table)).decode()
     assert re.findall("<strong>(.*?)</strong>", page) == ["0.9000", "0.4000"]
     assert [row[0] for row in Seen(page).table("t")] == ["m", "a", "b", "▸ c", "whole"] and "▸ chosen." in Seen(page).text
+    alike = Table("t", columns, [["a", 0.9, 0.5], ["b", 0.9, 0.4]])
+    assert re.findall("<strong>(.*?)</strong>", render(document(alike)).decode()) == ["0.4000"]  # nothing is best of equals
 
 
 @pytest.mark.parametrize(

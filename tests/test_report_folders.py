@@ -299,7 +299,7 @@ def test_probe(tmp_path: Path) -> None:
     assert base64.b64decode((image["src"] or "").partition(",")[2]) == (folder / "figure.svg").read_bytes()
     (bare / "figure.svg").unlink()
     seen = page(bare, tmp_path)
-    assert "There is no figure.svg" in seen.text and "groups.csv cannot be read" in seen.text
+    assert "There is no figure.svg" in seen.text and "groups.csv is not in the folder" in seen.text
     (bare / "matrices.csv").write_text((bare / "matrices.csv").read_text() + "," * 40 + "1\n")
     edit(bare / "probe.json", lambda r: r["verdict"]["numbers"].update(num_within=float("inf"), worst_ratio=float("nan")))
     seen = page(bare, tmp_path)
@@ -322,6 +322,9 @@ def test_a_probe_that_was_stopped(tmp_path: Path) -> None:
     (stopped / "cells.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:50])
     seen = page(stopped, tmp_path)
     assert "The probe was stopped, or goes on still" in seen.text and "cells.jsonl, line 3, is cut off" in seen.text
+    planned = json.loads((stopped / "probe.json").read_text())["num_planned"]
+    assert planned == len(lines) and f"2 of {planned}" in seen.text
+    assert "details" not in seen.tags or "Groups" not in str(seen.tags["details"][0])  # a table to look at is open
     first = json.loads(lines[0])
     rows = seen.table("groups")
     assert len(rows) - 1 == sum(len(json.loads(line)["tables"]["groups"]) for line in lines[:2])

@@ -19,7 +19,9 @@ from test_report import HOSTILE, everywhere
 pytestmark = pytest.mark.skipif(found() is None, reason="needs a browser: apt-get install chromium")
 
 ROWS = [["beta", 2.5], ["alpha", 10.0], ["gamma 10", None], ["gamma 9", -1.0], ["delta", float("nan")]]
-TABLE = Table("things", [Column("name"), Column("value", "score")], ROWS, foot=[["total", 99.0]])
+TABLE = Table(
+    "things", [Column("name"), Column("value", "score")], ROWS, foot=[["total", 99.0]], marked=frozenset([4]), mark="chosen"
+)
 LINES = [
     Series("one", [(0, 0.5), (10, 0.75), (20, 0.625)]),
     Series("two", [(0, 0.1), (10, 0.2), (20, 0.3)]),
@@ -66,7 +68,9 @@ def show(browser: Page, document: Document, at: Path, **screen: bool | int) -> N
 
 
 def names(page: Page) -> list[str]:
-    return page.evaluate("[...document.querySelectorAll('#table-1-things tbody th')].map(e => e.textContent)")
+    return page.evaluate(
+        "[...document.querySelectorAll('#table-1-things tbody th')].map(e => e.textContent.replace(/^\u25b8 /, ''))"
+    )
 
 
 def shown(page: Page, figure: int) -> list[str]:
@@ -134,7 +138,7 @@ def test_switching_series_off_and_on(opened: Page) -> None:
 
 
 def test_values_under_the_pointer(opened: Page) -> None:
-    left, top, width, height = opened.box("#figure-1 .panel:nth-child(2) svg.plot")
+    left, top, width, height = opened.box("#figure-1 .panel:nth-child(2) .wide svg.plot")
     opened.move(left + width * 0.55, top + height / 2)
     assert tip(opened) == "step: 10 one 0.75 two 0.2 limit 0.9"
     assert beside(opened) == "right"
@@ -142,7 +146,7 @@ def test_values_under_the_pointer(opened: Page) -> None:
     assert beside(opened) == "left"  # the figure ends there
     opened.click("#figure-1 .legend li[data-series='two'] button")
     assert tip(opened) is None  # the pointer has left
-    left, top, width, height = opened.box("#figure-1 .panel:nth-child(2) svg.plot")
+    left, top, width, height = opened.box("#figure-1 .panel:nth-child(2) .wide svg.plot")
     opened.move(left + width - 5, top + height / 2)
     assert tip(opened) == "step: 20 one 0.625 limit 0.9"
 
@@ -155,8 +159,59 @@ def test_values_of_dots(opened: Page) -> None:
     assert tip(opened) == "cost: 3 two 1.5"
 
 
+def test_values_of_points_at_one_place(browser: Page, tmp_path: Path) -> None:
+    """Of dots that lie on one another each is told; beside a line those near the pointer."""
+    dots = [Series(name, [(1, 2.0)], "dots") for name in ("one", "two")] + [Series("far", [(3, 1.0)], "dots")]
+    faint = [Series("mean", [(1, 1.0), (2, 3.0)]), Series("seeds", [(2, 2.0)], "dots", ("seed 7",), faint=True)]
+    figures = [Figure(name, [Panel("", Axis("x"), Axis("y"), of)]) for name, of in (("dots", dots), ("line", faint))]
+    show(browser, Document("paring test", "a run", "", [Section("one", figures)]), tmp_path)
+    left, top, width, height = browser.box("#figure-1 .wide svg.plot")
+    browser.move(left + width * 0.1, top + height / 2)
+    assert tip(browser) == "x: 1 one 2 two 2"
+    at = browser.evaluate(
+        "(() => { const p = document.querySelector('#figure-2 .wide svg.plot'); p.scrollIntoView({block: 'center',"
+        "behavior: 'instant'}); const b = p.getBoundingClientRect(), s = b.width / p.viewBox.baseVal.width;"
+        "const [x, y] = JSON.parse(p.querySelector('g.faint').dataset.points)[0]; return [b.x + x * s, b.y + y * s]; })()"
+    )
+    browser.move(*at)
+    assert tip(browser) == "x: 2 mean 3 seeds, seed 7 2"
+    browser.move(at[0], at[1] - 30)
+    assert tip(browser) == "x: 2 mean 3"
+    assert browser.errors == []
+
+
+def test_values_under_a_finger_stay_until_another_tap(browser: Page, tmp_path: Path) -> None:
+    show(browser, DOCUMENT, tmp_path, width=390, height=800, phone=True)
+    left, top, width, height = browser.box("#figure-2 .narrow svg.plot")
+    tap(browser, left + width * 0.5, top + height / 2)
+    assert tip(browser) == "cost: 2 (second) one 2"
+    tap(browser, left + width * 0.5, top - 60)
+    assert tip(browser) is None
+    assert browser.errors == []
+
+
+def tap(page: Page, x: float, y: float) -> None:
+    page.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+    page.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+
+def test_all_entries_of_a_long_legend_at_once(browser: Page, tmp_path: Path) -> None:
+    many = [Series(f"s{i}", [(i, 1.0)], "dots") for i in range(12)]
+    figure = Figure("f", [Panel("", Axis("x"), Axis("y"), many)])
+    show(browser, Document("paring test", "a run", "", [Section("one", [figure])]), tmp_path)
+    assert len(shown(browser, 1)) == 12
+    browser.click("#figure-1 .legend .all")
+    assert shown(browser, 1) == []
+    browser.click("#figure-1 .legend li[data-series='s3'] button")
+    assert shown(browser, 1) == ["s3"]
+    browser.click("#figure-1 .legend .all")
+    assert len(shown(browser, 1)) == 12
+    show(browser, DOCUMENT, tmp_path)
+    assert browser.evaluate("document.querySelector('.legend .all')") is None
+
+
 def test_values_by_keys(opened: Page) -> None:
-    opened.evaluate("document.querySelector('#figure-1 svg.plot').focus()")
+    opened.evaluate("document.querySelector('#figure-1 .wide svg.plot').focus()")
     said = []
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowRight", "Home"):
         opened.key(key)
@@ -208,12 +263,12 @@ def test_a_narrow_screen_needs_no_scrolling_sideways(browser: Page, tmp_path: Pa
     inside = browser.evaluate("[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth > e.clientWidth)")
     assert inside[0] is True  # a wide table scrolls by itself
     seen = "[...document.querySelectorAll('svg.plot')].filter(e => e.getClientRects().length)"
-    assert browser.evaluate(f"{seen}.map(e => e.viewBox.baseVal.width)")[-1] == 360  # the wide drawing is not shown
+    assert browser.evaluate(f"{seen}.map(e => e.viewBox.baseVal.width)")[-1] == 310  # the wide drawing is not shown
     left, top, plot, height = browser.box("#figure-1 .narrow svg.plot")
     browser.move(left + plot * 0.55, top + height / 2)
     assert beside(browser) in (("below",) if width < 400 else ("right", "left"))
     letters = browser.evaluate(f"{seen}.map(e => 12 * e.getBoundingClientRect().width / e.viewBox.baseVal.width)")
-    assert min(letters) >= 8 and max(letters) <= 17
+    assert min(letters) >= 10 and max(letters) <= 17
     assert browser.errors == []
 
 

@@ -14,6 +14,7 @@ from paring import DeltaError
 from paring.delta.taskvector import TaskVector
 from paring.search.settings import SearchSettings
 from paring.slim.histogram import kept, threshold
+from paring.slim.identity import digest
 from paring.slim.nps import Nps, prune_nps
 from paring.slim.pool import Pool
 from paring.slim.pruners import PRUNERS, dare, della, magnitude, num_entries, num_kept, prune, rescaled
@@ -318,3 +319,30 @@ def test_what_the_search_refuses() -> None:
         model.a.bias += 1
     with pytest.raises(DeltaError, match="is not the base of this delta"):
         prune_nps(of, model, lambda m: 0.0, 0.1, Nps("magnitude", 2))
+
+
+def test_a_norm_does_not_depend_on_the_number_of_threads() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base = {"w": torch.zeros(300_001), "v": torch.zeros(7, 3)}
+    of = paring.diff(base, {n: torch.randn(t.shape, generator=generator) for n, t in base.items()})
+    found, before = set(), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.add((of.norm(), digest(of)))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
+    assert of.norm() == pytest.approx(300_022**0.5, rel=0.01)
+
+
+def test_a_search_knows_the_whole_task_vector(tmp_path: Path) -> None:
+    """A head that the base does not have is a part of it; how changes are stored is not."""
+    base = {"w": torch.zeros(20)}
+    tuned = {"w": torch.arange(20.0), "head": torch.ones(3)}
+    one = paring.diff(base, tuned)
+    other = paring.diff(base, {**tuned, "head": -torch.ones(3)})
+    assert one.norm() == other.norm() and digest(one) != digest(other)
+    paring.save_delta(one, tmp_path / "d.delta.safetensors")
+    assert digest(paring.load_delta(tmp_path / "d.delta.safetensors", base)) == digest(one)
+    assert digest(prune(one, "magnitude", 1.0)) == digest(one) != digest(prune(one, "magnitude", 0.9))

@@ -100,6 +100,36 @@ def test_what_a_bank_refuses(of: Tuned, other: Path, tmp_path: Path, capsys: pyt
     assert not bank.exists() and (tmp_path / "mine" / "thesis.tex").exists()
 
 
+def test_what_the_last_lacks_is_said_before_the_first_ones_work(
+    of: Tuned, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paring.recipes.slim.many.try_all", None)
+    rows = ["--calibration", f"tuned={of.calibration}", "--calibration", f"other={tmp_path / 'gone.csv'}"]
+    given = [str(of.folder), f"other={other}", "--base", str(of.base), "--keep", "0.1", "--bank", str(tmp_path / "bank")]
+    assert main(["slim", *given, *rows]) == 2
+    assert "gone.csv" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_a_bank_keeps_deltas_that_it_did_not_write(
+    of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bank, mine = tmp_path / "bank", tmp_path / "mine"
+    given = ["slim", f"a={of.delta}", "--base", str(of.base), "--keep", "0.1", "--overwrite", "--bank"]
+    for _ in range(2):
+        assert main([*given, str(bank)]) == 0, capsys.readouterr().err
+    mine.mkdir()
+    for name in ("a", "b"):
+        (mine / f"{name}.delta.safetensors").write_bytes(of.delta.read_bytes())
+    assert main([*given, str(mine)]) == 2  # no bank of this command's
+    assert "holds a.delta.safetensors, b.delta.safetensors, which overwriting" in capsys.readouterr().err
+    (bank / "b.delta.safetensors").write_bytes(of.delta.read_bytes())
+    assert main([*given, str(bank)]) == 2
+    assert "holds b.delta.safetensors, which overwriting it would remove" in capsys.readouterr().err
+    (bank / "b.delta.safetensors").unlink()
+    assert main(["slim", f"a={bank / 'a.delta.safetensors'}", *given[2:], str(bank)]) == 2
+    assert f"{bank} holds the delta that is made small" in capsys.readouterr().err
+
+
 def test_names(of: Tuned, tmp_path: Path) -> None:
     assert named(str(of.folder)) == ("tuned", str(of.delta))
     assert named(str(of.delta)) == ("tuned", str(of.delta))

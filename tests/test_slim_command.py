@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 import paring
 from conftest import bert, bits
 from paring.cli.main import main
+from paring.slim.pruners import prune
 
 
 @pytest.fixture
@@ -123,3 +124,60 @@ def test_overwriting_removes_no_work_of_others(
     assert main([*command, "--overwrite"]) == 2
     assert expected in capsys.readouterr().err
     assert sorted(p.name for p in out.iterdir()) == before
+
+
+def test_an_original_is_not_replaced_by_what_is_left_of_it(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    base, delta = made
+    before = delta.read_bytes()
+    more = ["--base", str(base), "--overwrite", "--keep"]
+    assert main(["slim", str(delta), str(delta), *more, "0.1"]) == 2
+    assert "is the delta that is made small" in capsys.readouterr().err
+    folder = delta.parent / "deltas"
+    folder.mkdir()
+    kept = [folder / "a.delta.safetensors", folder / "b.delta.safetensors"]
+    for path in kept:
+        path.write_bytes(before)
+    assert main(["slim", str(delta), str(folder), *more, "0.1,0.02"]) == 2
+    assert "holds a.delta.safetensors, b.delta.safetensors, which overwriting it would remove" in capsys.readouterr().err
+    assert all(path.read_bytes() == before for path in (delta, *kept))
+
+
+def test_what_is_written_goes_to_different_places(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    base, delta = made
+    out = base.parent / "out"
+    for report in (out, out / "report"):
+        assert main(["slim", str(delta), str(out), "--base", str(base), "--keep", "0.1,0.2", "--report", str(report)]) == 2
+        assert "are one place, or one lies in the other; expected two" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_nothing_but_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = bits(bert())
+    save_file(base, tmp_path / "base.safetensors")
+    paring.save_delta(paring.diff(base, {**base, "head.weight": torch.ones(2, 3)}), tmp_path / "d.delta.safetensors")
+    out = tmp_path / "out.delta.safetensors"
+    assert main(["slim", str(tmp_path / "d.delta.safetensors"), str(out), "--keep", "0.1"]) == 2
+    assert "nothing but new tensors (head.weight) differs from the base: there is nothing to prune" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_values_too_small_for_their_type_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = {"w": torch.ones(100)}
+    save_file(base, tmp_path / "base.safetensors")
+    paring.save_delta(0.1 * paring.diff(base, {"w": base["w"] + 1e-6 * torch.arange(100)}), tmp_path / "d.delta.safetensors")
+    tiny = paring.load_delta(tmp_path / "d.delta.safetensors") * 1e-3
+    paring.save_delta(tiny, tmp_path / "tiny.delta.safetensors", values="fp32")
+    given = ["slim", str(tmp_path / "tiny.delta.safetensors"), "--keep", "0.5", "--method", "magnitude"]
+    assert main([*given[:2], str(tmp_path / "a.delta.safetensors"), *given[2:]]) == 0
+    said = capsys.readouterr().out
+    assert "magnitude, keep 0.5: 50 of 50 values are too small for fp16 and are 0 in the file; --values bf16 or fp32" in said
+    assert main([*given[:2], str(tmp_path / "b.delta.safetensors"), *given[2:], "--values", "bf16"]) == 0
+    assert "too small" not in capsys.readouterr().out
+
+
+def test_facts_of_an_earlier_pruning_do_not_stay(made: tuple[Path, Path]) -> None:
+    base, delta = made
+    small = prune(paring.load_delta(delta, base), "dare", 0.1)
+    assert {"seed", "scope"} <= small.facts.keys()
+    again = prune(small, "magnitude", 0.5, scope="tensor")
+    assert "seed" not in again.facts and (again.facts["method"], again.facts["keep"]) == ("magnitude", 0.5)

@@ -1,6 +1,7 @@
 """Saliency and refit: against slow references, on a small BERT whose fine-tune is known, and what they leave as it was."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -103,6 +104,13 @@ def test_the_most_salient_are_kept_and_magnitude_is_one_case(base: nn.Module, ve
         small = prune_salient(vector, KEEP, found, exponent)
         flat = torch.cat([small[n].view(-1) if n in small else torch.zeros(vector[n].numel()) for n in vector.names])
         assert set(flat.nonzero().view(-1).tolist()) == best and torch.equal(flat[flat != 0], tau[flat != 0])
+    # Of a tensor that no row reached the mean over all stands in: its largest entries are not the first to go.
+    name = max(vector.names, key=lambda n: vector[n].numel())
+    quiet = {**found, name: torch.zeros_like(found[name])}
+    small = prune_salient(vector, KEEP, quiet, 0.1)
+    assert name in small and small[name].count_nonzero() > 0
+    with pytest.raises(DeltaError, match="the gradients of .* are not finite"):
+        prune_salient(vector, KEEP, {**found, name: torch.full_like(found[name], math.inf)})
     plain, magnitude = prune_salient(vector, KEEP, found, 0.0), prune(vector, "magnitude", KEEP)
     assert all(torch.equal(plain[n], magnitude[n]) for n in plain)
 

@@ -15,11 +15,14 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import paring
+from paring import DeltaError
 from paring.cli.main import main
 from paring.recipes.calibration import Files
+from paring.recipes.scoring import Scores
 from paring.recipes.slim import problem as problems
 from paring.recipes.slim.run import slim
 from paring.recipes.slim.settings import SlimSettings
+from paring.search.settings import SearchError
 from slim_task import Tuned, tuned
 from small_text import save_base, texts, tokenizer, write_rows
 
@@ -117,7 +120,7 @@ def test_by_itself_what_is_kept_is_refitted(of: Tuned, tmp_path: Path, capsys: p
     assert facts["scores"]["test"] > accuracy(of, rescaled, of.test)
     for more, what in ((["--search", str(tmp_path / "s")], "--search"), (["--workers", "2"], "--workers")):
         assert main(of.slim(tmp_path / "none", "--keep", "0.01", *more)) == 2
-        assert f"{what} is of a search, and method 'fitted' makes none" in capsys.readouterr().err
+        assert f"{what} is of nps and auto, and the method is fitted: leave it out, or" in capsys.readouterr().err
     assert not (tmp_path / "none").exists() and not (tmp_path / "s").exists()
 
 
@@ -253,7 +256,14 @@ def test_a_search_folder_of_another_run(of: Tuned, tmp_path: Path, capsys: pytes
         (("--label-column", "lable"), "has no column 'lable'; it has text, label; nearest: 'label' (--label-column)"),
         (("--text-column", "body"), "has no column 'body'; it has text, label"),
         (("--max-length", "99"), "max_length is 99; the model takes 8 tokens"),
-        (("--task", "causal-lm", "--objective", "accuracy"), "objective is 'accuracy', and causal-lm has none"),
+        (
+            ("--method", "nps", "--task", "causal-lm", "--objective", "accuracy"),
+            "objective is 'accuracy', and causal-lm has none",
+        ),
+        (("--budget", "50"), "--budget is of nps and auto, and the method is fitted: leave it out, or take --method nps"),
+        (("--scope", "tensor"), "--scope is of magnitude and rescaled and auto, and the method is fitted"),
+        (("--method", "nps", "--steps", "9"), "--steps is of fitted and auto, and the method is nps"),
+        (("--method", "nps", "--subspaces", "random", "--budget", "2"), "budget is 2; expected at least 3: a search of random"),
         (("--validation", "SAME"), "--calibration and --validation share 60 row(s): "),
         (("--test", "SAME"), "line 2 is "),
     ],
@@ -314,6 +324,30 @@ def test_nan_loses_and_nothing_but_nan_is_an_error(of: Tuned, tmp_path: Path, mo
     with pytest.raises(ValueError, match="has a finite score"):
         slim(of.delta, tmp_path / "b.delta.safetensors", settings, base=str(of.base), files=files, say=lambda line: None)
     assert not (tmp_path / "b.delta.safetensors").exists()
+
+
+def test_a_result_that_gives_no_number_is_not_written(of: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = Scores(float("nan"), 0.25)
+    monkeypatch.setattr("paring.recipes.scoring.Scoring.scores", lambda self, model: nan)
+    settings, files = SlimSettings(keep=(0.03,), method="rescaled"), Files(str(of.calibration))
+    with pytest.raises(DeltaError, match="rescaled, keep 0.03: the loss on calibration rows is not a number"):
+        slim(of.delta, tmp_path / "a.delta.safetensors", settings, base=str(of.base), files=files, say=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_goes_on_without_a_method_that_comes_to_nothing(
+    of: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*arguments: Any, **more: Any) -> Any:
+        raise SearchError("no candidate has a finite score")
+
+    monkeypatch.setattr("paring.recipes.slim.methods.prune_nps", none)
+    settings = SlimSettings(keep=(0.1,), method="auto", steps=2, subspaces=("magnitude",), budget=4)
+    said: list[str] = []
+    files = Files(str(of.calibration), str(of.validation))
+    record = slim(of.delta, tmp_path / "a.delta.safetensors", settings, base=str(of.base), files=files, say=said.append)
+    assert any("nps magnitude, keep 0.1: no score is a number; it is out" in line for line in said)
+    assert [t["label"] for t in record["keeps"][0]["tried"]] == ["magnitude", "rescaled", "dare", "della", "fitted"]
 
 
 def test_deltas_of_other_origin(of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from paring.delta import sums
 from paring.delta.base import Base
 from paring.delta.blocks import same_bits
 from paring.delta.change import Change, Kind, wide
@@ -208,7 +209,7 @@ class TaskVector:
 
     def norm(self) -> float:
         """The L2 norm over all differences, summed in fp64."""
-        return math.sqrt(sum(_dot(d, d) for _, d in self.differences()))
+        return math.sqrt(sum(sums.dot(d, d) for _, d in self.differences()))
 
     def similarity(self, other: "TaskVector") -> float:
         """The cosine of the angle to another task vector of the same base; 0 where one of them is zero.
@@ -227,7 +228,7 @@ class TaskVector:
                     )
                 where = f"'{name}'"
                 together = same_places(a.places, b.places)
-                dot += _dot(*((x.difference(where) if together else x.dense(where)) for x in (a, b)))
+                dot += sums.dot(*((x.difference(where) if together else x.dense(where)) for x in (a, b)))
         norms = self.norm() * other.norm()
         return dot / norms if norms else 0.0
 
@@ -288,10 +289,6 @@ class TaskVector:
 
     def _with(self, changes: Mapping[str, Lazy]) -> "TaskVector":
         return TaskVector(changes, self.base, self.removed, self.facts)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(torch.dot(a.double().view(-1), b.double().view(-1)))
 
 
 def _sum(name: str, ours: Lazy, theirs: Lazy) -> Lazy:

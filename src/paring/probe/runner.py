@@ -55,7 +55,7 @@ def run(kind: str, model: str, *, out: str | Path, figure: bool = True, say: Say
     if figure:
         _drawing(found)
     with Bench(subject) as bench, found.plan(bench, settings) as plan:
-        head = _head(found, bench, settings, plan.facts)
+        head = _head(found, bench, settings, plan.facts, len(plan.cells))
         bench.note(*plan.notes)
         notes = _Notes(bench.notes, say)
         notes.say_new()
@@ -135,7 +135,7 @@ def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], fi
     return Result(folder.path, record, everything, verdict)
 
 
-def _head(kind: Kind, bench: Bench, settings: Any, facts: Mapping[str, Any]) -> Record:
+def _head(kind: Kind, bench: Bench, settings: Any, facts: Mapping[str, Any], num_planned: int) -> Record:
     return {
         "format": FORMAT,
         "kind": kind.name,
@@ -151,6 +151,7 @@ def _head(kind: Kind, bench: Bench, settings: Any, facts: Mapping[str, Any]) -> 
         "data": bench.data_hash if kind.needs == "rows" else None,
         "subject": dict(bench.subject.identity()),
         "settings": asdict(settings),
+        "num_planned": num_planned,
         "facts": dict(facts),
         "notes": list(bench.notes),
         "versions": versions() | {"paring": paring.__version__},

@@ -1,10 +1,13 @@
 // Figures: legend entries are switches; the pointer, a finger or the arrow keys show values.
 "use strict";
 (() => {
+  const MANY = 10; // entries of a legend: more are also switched together
   const SVG = "http://www.w3.org/2000/svg";
 
   for (const figure of document.querySelectorAll("figure.figure")) {
-    for (const entry of figure.querySelectorAll(".legend li")) addSwitch(figure, entry);
+    const entries = [...figure.querySelectorAll(".legend li")];
+    for (const entry of entries) addSwitch(figure, entry);
+    if (entries.length > MANY) addAll(figure, entries);
     for (const plot of figure.querySelectorAll("svg.plot")) addValues(plot);
   }
 
@@ -20,6 +23,23 @@
       for (const group of figure.querySelectorAll("g.series")) {
         if (group.dataset.series === entry.dataset.series) group.classList.toggle("off", !shown);
       }
+    });
+  }
+
+  function addAll(figure, entries) {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "all";
+    button.textContent = "hide all";
+    item.append(button);
+    entries[0].before(item);
+    button.addEventListener("click", () => {
+      const show = button.textContent === "show all";
+      for (const one of entries.map((entry) => entry.querySelector("button"))) {
+        if ((one.getAttribute("aria-pressed") === "true") !== show) one.click();
+      }
+      button.textContent = show ? "hide all" : "show all";
     });
   }
 
@@ -58,14 +78,18 @@
       return best;
     }
 
-    function show(number) {
+    // ``pointer``: where it is; of lines, single points near to it are shown, too.
+    function show(number, pointer) {
       const found = stops();
       if (number < 0 || number >= found.length) return hide();
       stop = number;
       const at = found[number];
+      const within = (one, other, most) => Math.hypot(one[0] - other[0], one[1] - other[1]) <= most;
+      const dots = visible(groups).filter((g) => !lines.includes(g)).flatMap((g) => g.points.map((p) => ({ g, p })));
       const hits = lines.length
         ? visible(lines).map((g) => ({ g, p: g.points.find((p) => Math.abs(p[0] - at) < 0.06) })).filter((hit) => hit.p)
-        : [at];
+            .concat(pointer ? dots.filter(({ p }) => within(p, pointer, 8)).slice(0, 6) : [])
+        : dots.filter(({ p }) => within(p, at.p, 2)).slice(0, 6);
       const levels = visible(groups).filter((g) => g.level !== undefined);
       draw(hits, hits[0].p[0]);
       write(hits, levels);
@@ -91,15 +115,15 @@
 
     function write(hits, levels) {
       const head = document.createElement("p");
-      const label = hits[0].p[4] ? ` (${hits[0].p[4]})` : "";
+      const label = hits.length === 1 && hits[0].p[4] ? ` (${hits[0].p[4]})` : "";
       head.textContent = `${plot.dataset.x}: ${hits[0].p[2]}${label}`;
       const list = document.createElement("ul");
-      const rows = [...hits.map(({ g, p }) => [g, p[3]]), ...levels.map((g) => [g, g.level])];
-      for (const [g, value] of rows) {
+      const rows = [...hits.map(({ g, p }) => [g, p[3], p[4]]), ...levels.map((g) => [g, g.level])];
+      for (const [g, value, more] of rows) {
         const item = document.createElement("li");
         const name = document.createElement("span");
         name.className = [...g.group.classList].filter((c) => c !== "faint").join(" ");
-        name.textContent = g.name;
+        name.textContent = hits.length > 1 && more ? `${g.name}, ${more}` : g.name;
         const number = document.createElement("b");
         number.textContent = value;
         item.append(name, number);
@@ -128,12 +152,14 @@
     function follow(event) {
       const box = plot.getBoundingClientRect();
       const scale = plot.viewBox.baseVal.width / box.width;
-      show(nearest((event.clientX - box.left) * scale, (event.clientY - box.top) * scale));
+      const at = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+      show(nearest(...at), at);
     }
 
     plot.addEventListener("pointermove", follow);
     plot.addEventListener("pointerdown", follow);
-    plot.addEventListener("pointerleave", hide);
+    plot.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hide(); }); // a finger leaves when it lifts
+    document.addEventListener("pointerdown", (event) => { if (!plot.contains(event.target)) hide(); });
     plot.addEventListener("blur", hide);
     plot.addEventListener("keydown", (event) => {
       const last = stops().length - 1;

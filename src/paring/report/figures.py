@@ -1,21 +1,21 @@
 """Figures as HTML: a caption, a legend whose entries the script makes switches, panels, and the numbers as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from paring.report.document import Album, Cell, Column, Figure, Panel, Picture, Strip, Table
 from paring.report.limits import Limits
 from paring.report.markup import Markup, element, joined
-from paring.report.plot import NUM_SHAPES, draw, marker, style_class
+from paring.report.plot import draw, marker, shape_of, style_class
 from paring.report.tables import render_table
 
-_WIDE, _HALF, _NARROW = (900, 360), (420, 290), (360, 270)  # of one panel, of two, and of more or on a phone
+_WIDE, _HALF, _NARROW = (900, 360), (420, 290), (310, 250)  # of one panel, of two, and of more or on a phone
 _LEVELS = 15  # of grey in small images
 
 
 def render_figure(figure: Figure, styles: Mapping[str, int], number: int, limits: Limits) -> Markup:
     """One figure. ``styles``: number of the style by name of series."""
-    alone = len(figure.panels) == 1
-    panels = [_panel(figure, panel, styles, limits, alone) for panel in figure.panels]
+    count = {1: " alone", 2: " pair"}.get(len(figure.panels), "")
+    panels = [_panel(figure, panel, styles, limits) for panel in figure.panels]
     longest = max((len(s.points) for panel in figure.panels for s in panel.series), default=0)
     note = figure.note
     if longest > limits.points:
@@ -25,9 +25,12 @@ def render_figure(figure: Figure, styles: Mapping[str, int], number: int, limits
         {"class": "figure", "id": f"figure-{number}"},
         element("figcaption", None, figure.caption),
         _legend(figure, styles),
-        element("div", {"class": "panels alone" if alone else "panels"}, *panels),
+        element("div", {"class": f"panels{count}"}, *panels),
         element("p", {"class": "note"}, note.strip()) if note.strip() else None,
-        render_table(_numbers(figure), f"figure-{number}-numbers", limits),
+        *(
+            render_table(table, f"figure-{number}-numbers{f'-{i}' if i > 1 else ''}", limits)
+            for i, table in enumerate(_numbers(figure), 1)
+        ),
     )
 
 
@@ -57,18 +60,13 @@ def render_picture(picture: Picture) -> Markup:
     return element("figure", {"class": "figure"}, element("figcaption", None, picture.caption), scroll)
 
 
-def _panel(figure: Figure, panel: Panel, styles: Mapping[str, int], limits: Limits, alone: bool) -> Markup:
+def _panel(figure: Figure, panel: Panel, styles: Mapping[str, int], limits: Limits) -> Markup:
     name = f"{figure.caption}{': ' + panel.title if panel.title else ''}. The numbers are in the table that follows."
     among = figure.panels if figure.shared else [panel]
+    sizes = {"narrow": _NARROW} | ({"wide": _WIDE if len(figure.panels) == 1 else _HALF} if len(figure.panels) <= 2 else {})
     drawn = [
-        element(
-            "div",
-            {"class": "narrow"},
-            draw(panel, among, styles, name, *(_HALF if len(figure.panels) == 2 else _NARROW), limits.points),
-        )
+        element("div", {"class": of}, draw(panel, among, styles, name, *size, limits.points)) for of, size in sizes.items()
     ]
-    if alone:  # side by side, panels are narrow on any screen
-        drawn.append(element("div", {"class": "wide"}, draw(panel, among, styles, name, *_WIDE, limits.points)))
     return element("div", {"class": "panel"}, element("h3", None, panel.title) if panel.title else None, *drawn)
 
 
@@ -83,33 +81,41 @@ def _legend(figure: Figure, styles: Mapping[str, int]) -> Markup | None:
         style = styles[name]
         parts = []
         if of & {"line", "step"}:
-            parts.append(element("path", {"d": "M1 6H27", "class": f"line d{style % NUM_SHAPES}"}))
+            parts.append(element("path", {"d": "M1 6H27", "class": f"line d{shape_of(style)}"}))
         elif "level" in of:
-            parts.append(element("path", {"d": "M1 6H27", "class": "level"}))
+            parts.append(element("path", {"d": "M1 6H27", "class": f"level d{shape_of(style)}"}))
         if of & {"line", "dots"}:
-            parts.append(element("path", {"d": marker(style, 14, 6, 3.4), "class": "marks"}))
+            parts.append(element("path", {"d": marker(shape_of(style), 14, 6, 3.4), "class": "marks"}))
         attributes = {"viewBox": "0 0 28 12", "class": f"swatch {style_class(style)}", "aria-hidden": "true"}
         items.append(element("li", {"data-series": name}, element("svg", attributes, *parts), element("span", None, name)))
     return element("ul", {"class": "legend"}, *items) if len(items) > 1 else None
 
 
-def _numbers(figure: Figure) -> Table:
-    """What is drawn, a row a point."""
-    panels = len(figure.panels) > 1
-    labelled = any(s.labels for p in figure.panels for s in p.series)
-    x, y = figure.panels[0].x, figure.panels[0].y
-    names = {p.y.label for p in figure.panels}
-    columns = [Column("panel")] if panels else []
-    columns += [Column("series"), Column(x.label, x.form), Column(y.label if len(names) == 1 else "value", y.form)]
+def _numbers(figure: Figure) -> list[Table]:
+    """What is drawn, a row a point: a table for panels whose numbers are of one kind."""
+    kinds: dict[tuple[str, str, str], list[Panel]] = {}
+    for panel in figure.panels:
+        kinds.setdefault((panel.x.label, panel.x.form, panel.y.form), []).append(panel)
+    return [_table(figure, panels, alone=len(kinds) == 1) for panels in kinds.values()]
+
+
+def _table(figure: Figure, panels: Sequence[Panel], alone: bool) -> Table:
+    titled = len(figure.panels) > 1
+    labelled = any(s.labels for p in panels for s in p.series)
+    x, y = panels[0].x, panels[0].y
+    name = y.label if len({p.y.label for p in panels}) == 1 else "value"
+    columns = [Column("panel")] if titled else []
+    columns += [Column("series"), Column(x.label, x.form), Column(name, y.form)]
     columns += [Column("point")] if labelled else []
     rows: list[list[Cell]] = []
-    for panel in figure.panels:
+    for panel in panels:
         for s in panel.series:
             for i, (px, py) in enumerate(s.points):
-                row: list[Cell] = [panel.title] if panels else []
+                row: list[Cell] = [panel.title] if titled else []
                 row += [s.name, None if s.shape == "level" else px, py]
                 rows.append([*row, *([s.labels[i] if s.labels else None] if labelled else [])])
-    return Table(f"The numbers of: {figure.caption}", columns, rows, folded=True)
+    of = "" if alone else f", {name} by {x.label}"
+    return Table(f"The numbers of: {figure.caption}{of}", columns, rows, folded=True)
 
 
 def _strip(strip: Strip, title: str) -> Markup:

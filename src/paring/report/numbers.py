@@ -21,7 +21,8 @@ def text(value: Cell, form: Form = "general") -> str:
     if form == "score":
         return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
     if form == "share":
-        return f"{100 * value:.1f}{_GAP}%" if abs(value) < 1e6 else f"{100 * value:.3g}{_GAP}%"
+        digits = ".1f" if value == 0 or 0.00995 <= abs(value) < 1e6 else ".2g" if abs(value) < 1 else ".3g"
+        return f"{100 * value:{digits}}{_GAP}%"
     if form in ("seconds", "ratio"):
         return f"{value:,.1f}" if abs(value) < 1e9 else f"{value:.3g}"
     return f"{value:.4g}"

@@ -29,7 +29,7 @@
 
   // A cell without a number, or with one that is not finite, comes last in either order.
   function key(cell, numbers) {
-    if (!numbers) return cell.textContent;
+    if (!numbers) return [...cell.childNodes].filter((n) => !n.classList?.contains("mark")).map((n) => n.textContent).join("");
     const value = cell.hasAttribute("data-value") ? Number(cell.dataset.value) : NaN;
     return Number.isFinite(value) ? value : null;
   }

@@ -110,7 +110,7 @@ def _largest(column: Column, values: Sequence[Cell]) -> float:
 
 def _best(column: Column, values: Sequence[Cell]) -> float | None:
     there = [v for v in values if isinstance(v, int | float) and math.isfinite(v)]
-    if column.best is None or len(there) < 2:
+    if column.best is None or len(set(there)) < 2:
         return None
     return max(there) if column.best == "high" else min(there)
 

@@ -12,16 +12,18 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from paring.delta.errors import DeltaError
 from paring.delta.taskvector import TaskVector
 from paring.slim.lesson import Lesson
 from paring.slim.nps import pruned_by
 from paring.slim.pool import Pool
-from paring.slim.pruners import check_keep, num_entries, num_kept
+from paring.slim.pruners import check_keep, foreign, num_entries, num_kept
 from paring.slim.refit import Refit, refit
 from paring.slim.saliency import saliency
 from paring.slim.subspaces import Subspaces
 
 EXPONENT = 0.1
+_REMEDY = "take calibration rows that the fine-tune answers, or a method without gradients (nps, rescaled)"
 FLOOR = 0.1  # words that no calibration row has matter elsewhere: without it no entry of theirs is ever kept
 
 
@@ -31,17 +33,26 @@ def prune_salient(vector: TaskVector, keep: float, gradients: Mapping[str, Tenso
     Args:
         vector: with its base at hand, where its differences are exact.
         keep: in (0, 1], see ``paring.slim.pruners``.
-        gradients: F, what ``paring.slim.saliency`` found; where it has no tensor's, what |tau| is multiplied by is 1.
+        gradients: F, what ``paring.slim.saliency`` found; where it has no tensor's, what |tau| is multiplied by is 1. Of a
+            tensor that no row reached (F is zero everywhere) the mean is that over all tensors.
         exponent: p, at least 0; 0 is magnitude pruning.
+
+    Raises:
+        ValueError: keep, exponent. DeltaError: a gradient is not finite.
     """
     check_keep(keep)
+    for name, f in gradients.items():
+        if not bool(f.isfinite().all()):
+            raise DeltaError(f"the gradients of '{name}' are not finite: how much its entries matter cannot be told; {_REMEDY}")
     if not exponent >= 0:
         raise ValueError(f"exponent is {exponent!r}; expected a number, at least 0")
     one = Subspaces(("all",), lambda name, tau: torch.zeros(tau.numel(), dtype=torch.int64))
-    matters = {name: (f + FLOOR * f.mean()) ** exponent for name, f in gradients.items()}
+    entries = sum(f.numel() for f in gradients.values())
+    overall = sum(float(f.double().sum()) for f in gradients.values()) / max(entries, 1) or 1.0
+    matters = {name: (f + FLOOR * (float(f.mean()) or overall)) ** exponent for name, f in gradients.items()}
     pool = Pool(vector, one, num_kept(keep, num_entries(vector)), matters)
     pruned = pruned_by(vector, pool, pool.select([1.0]))
-    facts = {**vector.facts, "method": "salient", "keep": keep, "saliency": exponent}
+    facts = {**foreign(vector.facts), "method": "salient", "keep": keep, "saliency": exponent}
     return TaskVector(pruned.changes, vector.base, vector.removed, facts)
 
 

@@ -19,18 +19,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from paring.delta.change import Change, wide
 from paring.delta.errors import DeltaError
 from paring.delta.places import Scattered
+from paring.delta.sums import dot
 from paring.delta.taskvector import TaskVector, ready
 from paring.search.run import Progress, Result, search
 from paring.search.settings import SearchSettings
+from paring.slim.identity import digest
 from paring.slim.placing import Placing
 from paring.slim.pool import Pool, Selection
-from paring.slim.pruners import check_keep, flats, num_entries, num_kept
+from paring.slim.pruners import check_keep, flats, foreign, num_entries, num_kept
 from paring.slim.remote import Workers
 from paring.slim.scoring import Objective, scorer
 from paring.slim.subspaces import COUNTED, SUBSPACES, Subspaces
@@ -111,7 +112,7 @@ def prune_nps(
         ValueError: a setting. DeltaError: the model is another base, the task vector is zero, or no score was a number.
     """
     cut, pool, scale = pooled(vector, keep, how)
-    identity = {"base": vector.base.total, "norm": vector.norm(), "keep": keep, "subspaces": how.subspaces, "most": how.most}
+    identity = {"base": vector.base.total, "delta": digest(vector), "keep": keep, "subspaces": how.subspaces, "most": how.most}
 
     with Placing(model, vector) as placing, ExitStack() as stack:
         score = scorer(placing, pool, scale, objective)
@@ -128,7 +129,7 @@ def prune_nps(
     pruned = pruned_by(vector, pool, pool.select(weights))
     by_name = dict(zip(cut.names, weights, strict=True))
     facts = {
-        **vector.facts,
+        **foreign(vector.facts),
         "method": "nps",
         "keep": keep,
         "subspaces": how.subspaces,
@@ -163,8 +164,8 @@ def pruned_by(vector: TaskVector, pool: Pool, chosen: Selection) -> TaskVector:
 
 def _restoring(vector: TaskVector, pool: Pool, cut: Subspaces) -> float:
     """By what the entries of largest magnitude have to be multiplied to have the norm of all."""
-    left = float(torch.linalg.vector_norm(pool.select([1.0] * len(cut.names)).values.double()))
-    return vector.norm() / left
+    left = pool.select([1.0] * len(cut.names)).values
+    return vector.norm() / math.sqrt(dot(left, left))
 
 
 def starts(cut: Subspaces, how: Nps, scale: float, keep: float) -> dict[str, list[float]]:

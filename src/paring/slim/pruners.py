@@ -6,18 +6,19 @@
     della       random ones, the likelier the larger their rank in their row, each divided by its probability
                 (MagPrune; Deep et al. 2024, arXiv 2406.11617)
 
-``keep`` is the share of *all* entries of the task vector's tensors, whether they differ from the base's or not, so that it
-means the same for every delta of a model. Exactly ceil(keep * n) are kept, or all that are not zero when these are fewer. Of
-equal magnitudes those that come first are kept: in the order of the tensors, then of the entries. New tensors travel along.
+``keep`` is the share of *all* entries of the task vector's tensors, whether they differ from the base's or not; tensors that do
+not change at all are none of its. Exactly ceil(keep * n) are kept (of each tensor, by "dare" and "della"), or all that are not
+zero when these are fewer. Of equal magnitudes those that come first are kept: in the order of the tensors, then of the entries.
+New tensors travel along.
 
 Each function takes one flat tensor; ``prune`` runs it over a task vector, tensor by tensor. With ``scope="global"`` the
 magnitudes of all tensors compete, and one factor restores the norm of all; with "tensor" each has its own ceil(keep * n).
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +27,16 @@ from torch import Tensor
 from paring.delta.change import Change, wide
 from paring.delta.errors import DeltaError
 from paring.delta.places import Scattered
+from paring.delta.sums import dot
 from paring.delta.taskvector import Lazy, TaskVector
 from paring.slim.histogram import Threshold, kept, patterns, threshold
 
 SCOPES = ("global", "tensor")
+# What this and its neighbours write into the facts of what they prune, and ``paring slim`` of how it was chosen.
+_OURS = (
+    *("method", "keep", "scope", "seed", "subspaces", "weights", "search", "saliency", "refit"),
+    *("objective", "calibration", "tried"),
+)
 
 
 class Kept(NamedTuple):
@@ -127,10 +134,15 @@ def prune(
         return Lazy(lazy.shape, lazy.dtype, "real", load)
 
     changes = {n: c if c.kind == "new" else pruned(n, c) for n, c in vector.changes.items()}
-    facts = {**vector.facts, "method": method, "keep": keep, "scope": scope} | (
+    facts = {**foreign(vector.facts), "method": method, "keep": keep, "scope": scope} | (
         {"seed": seed} if method in ("dare", "della") else {}
     )
     return TaskVector(changes, vector.base, vector.removed, facts)
+
+
+def foreign(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a task vector but for those of an earlier pruning."""
+    return {key: value for key, value in facts.items() if key not in _OURS}
 
 
 # Over a task vector.
@@ -240,7 +252,7 @@ def _nonzero(found: Kept) -> Kept:
 
 
 def _squares(tau: Tensor) -> float:
-    return float(torch.dot(tau.double(), tau.double()))
+    return dot(tau, tau)
 
 
 def _restoring(total: float, left: float) -> float:

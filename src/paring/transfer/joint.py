@@ -17,6 +17,7 @@ from torch import nn
 from paring.delta.taskvector import TaskVector
 from paring.search.run import Progress, Result, search
 from paring.search.settings import SearchSettings
+from paring.slim.identity import digest
 from paring.slim.nps import Nps, bounded, pooled, pruned_by, starts
 from paring.slim.placing import Placing
 from paring.slim.scoring import Objective, scorer
@@ -74,7 +75,7 @@ def prune_joint(
     for name, (weights, lam) in (also or {}).items():
         first[name] = [*(weights[part] / scale for part in cut.names), lam]
     of_weights = bounded(settings, how, cut, scale, keep)
-    identity = {"base": vector.base.total, "norm": vector.norm(), "keep": keep, "subspaces": how.subspaces, "most": how.most}
+    identity = {"base": vector.base.total, "delta": digest(vector), "keep": keep, "subspaces": how.subspaces, "most": how.most}
 
     with Placing(model, vector) as placing:
         by_weights = scorer(placing, pool, scale, objective)

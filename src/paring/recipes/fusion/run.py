@@ -20,8 +20,10 @@ from paring.recipes.fusion.problem import REPORTED, SEARCHED, SELECTED, Problem,
 from paring.recipes.fusion.report import record, tables, written
 from paring.recipes.fusion.settings import FusionSettings, TaskOptions
 from paring.recipes.fusion.written import clear, finish, refuse_there, under_way
-from paring.recipes.slim.output import DELTAS, SUFFIX, check_new
+from paring.recipes.slim.output import SUFFIX, check_new
 from paring.recipes.slim.run import print_line
+from paring.report import PAGE
+from paring.slim.identity import digest
 
 
 def fuse_searched(
@@ -65,7 +67,7 @@ def fuse_searched(
     _check(config, references, tasks, settings, method)
     refuse_there(out, overwrite)
     if bank is not None:
-        check_new(bank, "--pruned", overwrite, DELTAS)
+        check_new(bank, "--pruned", overwrite, (*(f"{name}{SUFFIX}" for name in references), PAGE))
     open_models(config)  # errors with the lines of the user's file, which the next configuration has no more
     equal = Weights({} if fixed else {name: [1.0] for name in references}, ALL)
     plan = make_plan(with_weights(config, equal), {*allow, "extra"})
@@ -192,7 +194,7 @@ def _identity(plan: Plan, about: Problem, vectors: Mapping[str, TaskVector], set
     return {
         "configuration": plan.config.text,
         "calibration": {task.name: task.side.scorings[SEARCHED].digest for task in about.tasks},
-        "norms": {name: vector.norm() for name, vector in vectors.items()},
+        "deltas": {name: digest(vector) for name, vector in vectors.items()},
         "base": next(iter(vectors.values())).base.total,
         "settings": {k: getattr(settings, k) for k in ("objective", "by", "own_heads")},
     }

@@ -6,6 +6,7 @@ NPS's third application (Du et al. 2025, arXiv 2505.18713): one base and N slim 
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from paring.files import replacing_folder
 from paring.recipes.calibration import Files
 from paring.recipes.made_with import made_with
 from paring.recipes.slim.methods import choose, summary
-from paring.recipes.slim.output import DELTAS, SUFFIX, check_new, facts_of
+from paring.recipes.slim.output import SUFFIX, check_new, facts_of, refuse_inputs, refuse_same
 from paring.recipes.slim.problem import Problem
+from paring.recipes.slim.refused import refuse_empty
 from paring.recipes.slim.report import NOT_KNOWN, aligned
 from paring.recipes.slim.run import LOCAL, Say, begin_record, final_scores, opened, print_line, try_all
 from paring.recipes.slim.settings import SlimSettings
+from paring.report import PAGE
 
 RECORD = "slim.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,100}")
@@ -59,13 +62,18 @@ def slim_bank(
     if settings.report is not None:
         raise ValueError(f"--report is for one delta; a bank's numbers are written into it, as {RECORD}")
     _check_names(deltas, files)
-    check_new(bank, "--bank", settings.overwrite, (*DELTAS, RECORD))
-    for name in deltas:
-        settings.chosen(name in files)
+    ours = _files_of(bank)
+    check_new(bank, "--bank", settings.overwrite, ours)
+    refuse_inputs(bank, "--bank", map(Path, deltas.values()))
+    refuse_same({"--bank": bank, "--search": settings.search})
+    settings.refuse_idle([settings.chosen(name in files) for name in deltas])
     vectors = {name: load_delta(path) for name, path in deltas.items()}
     first, *others = vectors
     for name in others:
         vectors[first].base.refuse_other(vectors[name].base, f"deltas {first!r} and {name!r} in one bank")
+
+    for name, path in deltas.items() if len(deltas) > 1 else ():  # what the last one lacks is said before the first one's work
+        _opened(name, Path(path), base, files.get(name), settings)
 
     (keep,) = settings.keep
     records, made = {}, {}
@@ -74,7 +82,7 @@ def slim_bank(
         records[name]["checkpoint_bytes"] = checkpoint_bytes(vectors[name])
     record: dict[str, Any] = {"keep": keep, "base_bytes": base_bytes(vectors[first].base), "tasks": records}
     record |= made_with(asdict(settings), LOCAL)
-    with replacing_folder(bank, settings.overwrite, empty=True, ours=(*DELTAS, RECORD)) as folder:
+    with replacing_folder(bank, settings.overwrite, empty=True, ours=ours) as folder:
         for name, (vector, facts) in made.items():
             path = folder / f"{name}{SUFFIX}"
             records[name]["slim_bytes"] = save_delta(vector, path, facts, values=settings.values, group=settings.group)
@@ -86,13 +94,30 @@ def slim_bank(
     return record
 
 
+def _files_of(bank: Path) -> tuple[str, ...]:
+    """What an earlier run wrote into a bank, by its record."""
+    tasks: Any = {}
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        tasks = json.loads((bank / RECORD).read_bytes())["tasks"]
+    return (*(f"{name}{SUFFIX}" for name in tasks if _NAME.fullmatch(name)), RECORD, PAGE)
+
+
+def _opened(
+    name: str, path: Path, base: str | None, files: Files | None, settings: SlimSettings
+) -> tuple[SlimSettings, str, Problem | TaskVector]:
+    """One delta's own settings, its method, and what that works on."""
+    own = settings if settings.search is None else replace(settings, search=str(Path(settings.search) / name))
+    method = own.chosen(files is not None)
+    about = opened(path, base, files, method, own)
+    refuse_empty(about.vector if isinstance(about, Problem) else about, f"{name}: ")
+    return own, method, about
+
+
 def _one(
     name: str, path: Path, base: str | None, files: Files | None, settings: SlimSettings, say: Say
 ) -> tuple[tuple[TaskVector, dict[str, Any]], dict[str, Any]]:
     """One delta made small, with the facts of its file; and its part of the record."""
-    own = settings if settings.search is None else replace(settings, search=str(Path(settings.search) / name))
-    method = own.chosen(files is not None)
-    about = opened(path, base, files, method, own)
+    own, method, about = _opened(name, path, base, files, settings)
     problem = about if isinstance(about, Problem) else None
     vector = problem.vector if problem is not None else about
     assert isinstance(vector, TaskVector)
@@ -131,8 +156,8 @@ def lines(record: Mapping[str, Any]) -> list[str]:
         if split is not None:
             metric, whole = list(task["tuned"][split].items())[-1]
             value = task["scores"][split][metric]
-            share = f"{100 * value / whole:.1f} %" if metric == "accuracy" and whole else ""
-            scored = [f"{whole:.4f}", "NaN" if value is None else f"{value:.4f}", share, f"{split} {metric}"]
+            share = f"{100 * value / whole:.1f} %" if metric == "accuracy" and whole and value is not None else ""
+            scored = [*("NaN" if v is None else f"{v:.4f}" for v in (whole, value)), share, f"{split} {metric}"]
         sizes = [f"{task['bytes']:,}", f"{task['slim_bytes']:,}", f"{task['bits_per_parameter']:.3f}"]
         rows.append([name, task["chosen"], *sizes, *scored])
     out = ["", *aligned([header, *rows])]

@@ -13,6 +13,7 @@ from paring.recipes.scoring import Scores
 from paring.recipes.slim.problem import Problem
 from paring.recipes.slim.settings import SlimSettings
 from paring.search.run import Progress, Result
+from paring.search.settings import SearchError
 from paring.slim.fitted import prune_fitted
 from paring.slim.lost import as_stored
 from paring.slim.nps import Nps, prune_nps
@@ -32,6 +33,7 @@ class Attempt:
         scores: by split, of the values as the file holds them; empty without data.
         seconds: it took, scoring included.
         result: of its search; None: there was none.
+        num_lost: of the values kept those that are zero in the file.
     """
 
     label: str
@@ -40,6 +42,7 @@ class Attempt:
     scores: Mapping[str, Scores] = field(default_factory=dict)
     seconds: float = 0.0
     result: Result | None = None
+    num_lost: int = 0
 
     @property
     def num_kept(self) -> int:
@@ -99,16 +102,26 @@ def attempt(
         pruned, result = found.vector, found.result
     stored, size = as_stored(pruned, settings.values, settings.group)
     scores = problem.scores(stored, ("calibration", "validation")) if problem is not None else {}
-    return Attempt(label, pruned, size, scores, time.perf_counter() - begun, result)
+    return Attempt(label, pruned, size, scores, time.perf_counter() - begun, result, _num_zeros(stored) - _num_zeros(pruned))
+
+
+def _num_zeros(vector: TaskVector) -> int:
+    return sum(int((vector.change(name).values == 0).sum()) for name in vector.names)
 
 
 def folder_of(label: str, keep: float) -> str:
     """Where in the search's folder the journal of one search lies."""
-    return f"{label.replace(' ', '-').replace('*', '-by-')}-keep-{keep:g}"
+    return f"{label.replace(' ', '-').replace('*', '-by-')}-keep-{keep:.12g}"
 
 
 def choose(attempts: list[Attempt]) -> Attempt:
-    """The best on validation rows (where there are none, on calibration rows) by the task's metric, then by the loss."""
+    """The best on validation rows (where there are none, on calibration rows) by the task's metric, then by the loss.
+
+    Raises:
+        SearchError: there is none.
+    """
+    if not attempts:
+        raise SearchError("no method gave a score that is a number; look at the fine-tune's own scores on these rows")
     if not attempts[0].scores:
         return attempts[0]
     split = "validation" if "validation" in attempts[0].scores else "calibration"

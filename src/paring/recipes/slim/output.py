@@ -1,7 +1,8 @@
 """Where the result goes: looked at before hours of work, written when all of it is there."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from paring.report import PAGE
 from paring.tasks.extras import require
 
 SUFFIX = ".delta.safetensors"
-DELTAS = (f"*{SUFFIX}", PAGE)  # files of a folder of deltas; the page is what ``paring report`` adds
+KEEPS = (f"keep-*{SUFFIX}", PAGE)  # files of a folder of several keeps; the page is what ``paring report`` adds
 REPORT = ("*.json", "*.svg", "*.png", PAGE)  # those of a report
 
 
@@ -44,6 +45,23 @@ def check_new(path: Path, what: str, overwrite: bool, ours: Collection[str] = ()
     refuse_others(path, ours)
 
 
+def refuse_inputs(out: Path, what: str, deltas: Iterable[Path]) -> None:
+    """That what is replaced is not, and does not hold, what is made small, which would be gone. FileExistsError: it is."""
+    for delta in deltas:
+        place = delta.resolve()
+        if out.resolve() in (place, *place.parents):
+            is_ = "is" if out.resolve() == place else "holds"
+            raise FileExistsError(f"{what}: {out} {is_} the delta that is made small, {delta}; take another name")
+
+
+def refuse_same(places: Mapping[str, str | Path | None]) -> None:
+    """That what is written goes to different places, none in another. ValueError: naming two that do not."""
+    there = {option: Path(place).resolve() for option, place in places.items() if place is not None}
+    for (one, first), (other, second) in combinations(there.items(), 2):
+        if first == second or first in second.parents or second in first.parents:
+            raise ValueError(f"{one} {first} and {other} {second} are one place, or one lies in the other; expected two")
+
+
 def check_report(settings: SlimSettings) -> None:
     """That a report can be made."""
     if settings.report is not None:
@@ -67,13 +85,13 @@ def write(
     if len(finished) == 1:
         (keep,) = finished
         return {keep: Written(out, save(keep, out, settings.overwrite))}
-    with replacing_folder(out, settings.overwrite, empty=True, ours=DELTAS) as folder:
+    with replacing_folder(out, settings.overwrite, empty=True, ours=KEEPS) as folder:
         sizes = {keep: save(keep, folder / name_of(keep), False) for keep in finished}
     return {keep: Written(out / name_of(keep), size) for keep, size in sizes.items()}
 
 
 def name_of(keep: float) -> str:
-    return f"keep-{keep:g}{SUFFIX}"
+    return f"keep-{keep:.12g}{SUFFIX}"
 
 
 def facts_of(attempt: Attempt, problem: Problem | None, scores: Mapping[str, Any], tried: Sequence[Attempt]) -> dict[str, Any]:

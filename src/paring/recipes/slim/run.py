@@ -15,13 +15,15 @@ from paring.recipes.calibration import Files
 from paring.recipes.made_with import made_with
 from paring.recipes.scoring import Scores
 from paring.recipes.slim.methods import Attempt, attempt, choose, plan, summary
-from paring.recipes.slim.output import DELTAS, check_new, check_report, facts_of, write
+from paring.recipes.slim.output import KEEPS, check_new, check_report, facts_of, refuse_inputs, refuse_same, write
 from paring.recipes.slim.problem import Problem, described, problem
 from paring.recipes.slim.progress import Lines
+from paring.recipes.slim.refused import refuse_empty, refuse_nan
 from paring.recipes.slim.report import NOT_KNOWN, against, kept_line, table
-from paring.recipes.slim.settings import SlimSettings
+from paring.recipes.slim.settings import PLAIN, SlimSettings
 from paring.recipes.tuned import base_of, load_model
 from paring.search.settings import SearchError
+from paring.slim.identity import digest
 from paring.slim.lost import as_stored, kept_energy
 from paring.slim.nps import Nps
 from paring.slim.pruners import num_entries
@@ -64,7 +66,10 @@ def slim(
     """
     delta, out = Path(delta), Path(out)
     method = settings.chosen(files is not None)
-    check_new(out, "OUT", settings.overwrite, DELTAS if len(settings.keep) > 1 else ())
+    settings.refuse_idle([method])
+    check_new(out, "OUT", settings.overwrite, KEEPS if len(settings.keep) > 1 else ())
+    refuse_inputs(out, "OUT", [delta])
+    refuse_same({"OUT": out, "--report": settings.report, "--search": settings.search})
     check_report(settings)
     about = opened(delta, base, files, method, settings)
     made = about if isinstance(about, Problem) else None
@@ -143,7 +148,13 @@ def beside_base(vector: TaskVector, delta: Path, base: str, settings: SlimSettin
 def try_all(
     vector: TaskVector, method: str, settings: SlimSettings, about: Problem | None, say: Say, name: str = ""
 ) -> dict[float, list[Attempt]]:
-    """Every method of the plan at every keep. ``name`` stands before each line of progress."""
+    """Every method of the plan at every keep; of "auto" those that come to nothing are said and left out. ``name`` stands
+    before each line of progress.
+
+    Raises:
+        DeltaError: there is nothing to prune, or the fine-tune made small gives no number.
+    """
+    refuse_empty(vector, name)
     todo = plan(settings, method)
     num_searches = len(settings.keep) * sum(isinstance(how, Nps) for how in todo.values())
     if about is not None and num_searches:
@@ -156,7 +167,20 @@ def try_all(
                 title = f"{name}{label}, keep {keep:g}"
                 report = lines.of(title) if isinstance(how, Nps) else None
                 step = lines.of_steps(title, how.steps) if isinstance(how, Refit) else None
-                tried.setdefault(keep, []).append(attempt(label, how, vector, keep, settings, about, report, step))
+                try:
+                    found = attempt(label, how, vector, keep, settings, about, report, step)
+                except SearchError as error:
+                    if method != "auto":
+                        raise
+                    say(f"paring: {title}: no score is a number; it is out ({error})")
+                    continue
+                tried.setdefault(keep, []).append(found)
+                if settings.values in PLAIN and found.num_lost:
+                    say(
+                        f"paring: {title}: {found.num_lost:,} of {found.num_kept:,} values are too small for {settings.values} "
+                        "and are 0 in the file; --values bf16 or fp32 holds them"
+                    )
+            refuse_nan(choose(tried.get(keep, [])), keep)
     except KeyboardInterrupt:
         if settings.search is not None:
             say(f"paring: stopped; the same command goes on with the evaluations in {settings.search}")
@@ -175,7 +199,7 @@ def claim(settings: SlimSettings, about: Problem) -> None:
     folder = Path(settings.search)
     ours = {
         "base": about.vector.base.total,
-        "norm": about.vector.norm(),
+        "delta": digest(about.vector),
         "calibration": about.scorings["calibration"].digest,
         "objective": settings.objective,
         "budget": settings.budget,

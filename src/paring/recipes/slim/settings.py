@@ -1,7 +1,8 @@
 """The settings of ``paring slim``."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from paring.recipes.scoring import Goal
@@ -15,8 +16,16 @@ from paring.slim.subspaces import COUNTED, SUBSPACES
 WITHOUT_DATA, WITH_DATA = "rescaled", "fitted"  # the default methods
 ON_DATA = ("nps", "fitted", "auto")
 METHODS = (*PRUNERS, *ON_DATA)
-VALUES = ("fp32", "bf16", "fp16", "int8", "int4", "sign")
+PLAIN = ("bf16", "fp16")  # values that are rounded, each by itself
+VALUES = ("fp32", *PLAIN, "int8", "int4", "sign")
 GOALS = ("loss", "accuracy")
+# Settings that not every method has.
+_OF = {
+    **dict.fromkeys(("search", "workers", "budget", "objective", "subspaces", "parts"), ("nps", "auto")),
+    "steps": ("fitted", "auto"),
+    "held_out": ("auto",),
+    "scope": ("magnitude", "rescaled", "auto"),
+}
 Values = Literal["fp32", "bf16", "fp16", "int8", "int4", "sign"]
 
 
@@ -99,6 +108,9 @@ class SlimSettings:
                 _refuse(name, value, f"a whole number, at least {least}")
         if not (isinstance(self.held_out, float) and math.isfinite(self.held_out) and 0 < self.held_out < 1):
             _refuse("held_out", self.held_out, "a share between 0 and 1")
+        for how in self.searches("auto" if self.method == "auto" else "nps"):
+            if how.subspaces == "random" and self.budget < 3:
+                _refuse("budget", self.budget, "at least 3: a search of random subspaces has as many starts")
         self.search_settings()
 
     def search_settings(self) -> SearchSettings:
@@ -123,17 +135,22 @@ class SlimSettings:
         """The method.
 
         Raises:
-            ValueError: it needs calibration rows and there are none, or it makes no search and has a setting of one.
+            ValueError: it needs calibration rows and there are none.
         """
         method = self.method or (WITH_DATA if with_data else WITHOUT_DATA)
         if method in ON_DATA and not with_data:
             raise ValueError(f"method is {method!r}, which works on rows of the task; give some with --calibration FILE")
-        if method not in ("nps", "auto") and (self.search is not None or self.workers):
-            raise ValueError(
-                f"{'--search' if self.search is not None else '--workers'} is of a search, and method {method!r} makes none; "
-                "leave it out, or take --method nps or auto"
-            )
         return method
+
+    def refuse_idle(self, methods: Collection[str]) -> None:
+        """That every setting given is of one of the methods. ValueError: naming one that is of none, and whose it is."""
+        usual = {f.name: f.default for f in fields(self)}
+        for name, of in _OF.items():
+            if getattr(self, name) != usual[name] and not set(of) & set(methods):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is of {' and '.join(of)}, and the method is "
+                    f"{', '.join(dict.fromkeys(methods))}: leave it out, or take --method {of[0]}"
+                )
 
 
 def _refuse(name: str, got: object, expected: str) -> None:

@@ -67,7 +67,7 @@ def _there(folder: Path) -> str:
             except (ReportError, OSError):
                 continue  # what is wrong with that one is not the question
     if inside:
-        return f"there are runs inside of it, {', '.join(inside[:_MOST_NAMED])}"
+        return f"there are runs inside of it, {', '.join(inside[:_MOST_NAMED])}{' …' if len(inside) > _MOST_NAMED else ''}"
     names = sorted(p.name for p in folder.iterdir())
     return f"it has {', '.join(names[:_MOST_NAMED])}{' …' if len(names) > _MOST_NAMED else ''}" if names else "it is empty"
 

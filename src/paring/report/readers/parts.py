@@ -119,6 +119,8 @@ def deltas(paths: Iterable[tuple[str, Path]], gaps: list[str]) -> Table:
 
 def unreadable(path: Path, error: Exception) -> str:
     """Of a file in the folder; of its path the last part."""
+    if isinstance(error, FileNotFoundError) and not path.exists():
+        return f"{path.name} is not in the folder"
     return f"{path.name} cannot be read: {str(error).replace(str(path), path.name)}"
 
 

@@ -32,7 +32,8 @@ def read(folder: Path) -> Document:
     finished = record.text("state") == "finished"
     cells = _cells(folder, gaps)
     tables = _written(folder, record.record("tables"), gaps) if finished else _of_cells(cells)
-    stats = [(text(len(cells), "count"), "finished cells")]
+    planned = f" of {text(record.number('num_planned'), 'count')}" if "num_planned" in record else ""
+    stats = [(f"{text(len(cells), 'count')}{planned}", "finished cells")]
     sections = []
     if finished:
         verdict = record.record("verdict")
@@ -43,20 +44,34 @@ def read(folder: Path) -> Document:
             (duration(record.number("seconds")), "for all of them"),
         ]
         numbers = [(key.replace("_", " "), _number(value)) for key, value in verdict.record("numbers").plain()]
-        sections.append(Section("Verdict", [f"{_capital(verdict.text('sentence'))}.", Facts(numbers)]))
+        sections.append(Section("Verdict", [f"{_capital(verdict.text('sentence'))}."]))
         drawn = probe_figure(record.text("kind"), record.text("title"), tables)
         sections.append(Section("Figure", [drawn] if drawn else _picture(folder, record, gaps)))
+        sections.append(Section("Numbers of the verdict", [Facts(numbers)]))
     else:
         gaps.append(
             "The probe was stopped, or goes on still: no verdict yet. The same command goes on. Finished cells are shown."
         )
     names = dict(record.record("columns").plain()) if "columns" in record else {}
-    shown: list[Block] = [_table(name, rows, names) for name, rows in tables.items()]
+    # Of a finished probe the figure is there; else something to look at is.
+    shown: list[Block] = [
+        _table(name, rows, names, folded=len(rows) > _LONG and (finished or i > 0))
+        for i, (name, rows) in enumerate(tables.items())
+    ]
     sections.append(Section("Tables", shown or ["There is none."]))
     sections.append(Section("Configuration", _configuration(record)))
     sections.append(Section("Made with", [Facts(list(record.record("versions").plain()))]))
-    lead = f"{record.text('claim')} ({record.text('source')})."
-    return Document(f"paring probe {record.text('kind')}", record.text("title"), lead, sections, stats, gaps)
+    lead = f"{record.text('claim')} ({record.text('source')}). Measured on {_subject(folder, record)}."
+    kind = f"paring probe {record.text('kind')} · {folder.resolve().name}"
+    return Document(kind, record.text("title"), lead, sections, stats, gaps)
+
+
+def _subject(folder: Path, record: Record) -> str:
+    """Model, data and when."""
+    places = dict(record.record("places").plain())
+    found = f"the model {name_of(places['model'])}" if "model" in places else "a model"
+    found += f" and the data {name_of(places['data'])}" if "data" in places else ""
+    return found + (f", {record.text('begun')[:10]}" if "begun" in record else "")
 
 
 def _configuration(record: Record) -> list[Block]:
@@ -130,7 +145,7 @@ def _of_cells(cells: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _table(name: str, rows: Sequence[Mapping[str, Any]], words: Mapping[str, str]) -> Table:
+def _table(name: str, rows: Sequence[Mapping[str, Any]], words: Mapping[str, str], folded: bool) -> Table:
     names = list(dict.fromkeys(key for row in rows for key in row))
     columns = [Column(key.replace("_", " "), _form([row.get(key) for row in rows])) for key in names]
     body: list[list[Cell]] = [
@@ -138,7 +153,7 @@ def _table(name: str, rows: Sequence[Mapping[str, Any]], words: Mapping[str, str
     ]
     note = "; ".join(f"{key.replace('_', ' ')}: {words[key]}" for key in names if key in words)
     caption = f"{_capital(name)}, {counted(len(rows), 'row')}"
-    return Table(caption, columns, body, note=f"{_capital(note)}." if note else "", folded=len(rows) > _LONG)
+    return Table(caption, columns, body, note=f"{_capital(note)}." if note else "", folded=folded)
 
 
 def _form(values: Sequence[Any]) -> Form:

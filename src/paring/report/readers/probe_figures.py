@@ -164,7 +164,7 @@ def _complexity(tables: Tables) -> list[Panel]:
         Series(str(row["method"]), [(float(row["num_trainable"]), float(row["total_bytes"]) / 1e6)], "dots")
         for row in _of(rows, seed=first)
     ]
-    return [Panel("", Axis("entries trained", "count", log=True), Axis("bytes of one step, MB"), series)]
+    return [Panel("", Axis("entries trained", "count", log=True), Axis("bytes of one step, MB", log=True), series)]
 
 
 _DRAW: Mapping[str, Callable[[Tables], list[Panel]]] = {

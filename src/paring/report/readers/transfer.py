@@ -69,7 +69,8 @@ def table(record: Record) -> Table:
         at = [ends.record(key).record(s) for s in splits]
         foot.append([name, None, at[0].number("lambda"), *(p.number(side) for p in at for side, _ in _SIDES)])
     marked = frozenset(i for i, m in enumerate(methods) if m.text("method") == record.record("chosen").text("method"))
-    note = "H-score: the harmonic mean of the other two. Lambda was chosen on validation rows, then test rows were scored once."
+    note = "H-score: the harmonic mean of the other two. Lambda was chosen on validation rows"
+    note += ", then test rows were scored once." if with_test else "."
     caption = "Every method at its best lambda, and the ends of the path"
     return Table(caption, columns, rows, foot, marked=marked, mark="highest H-score", note=note)
 

@@ -10,6 +10,7 @@ from paring.report.readers.parts import layers, listed, made_with, name_of, sett
 from paring.report.record import Record, read_record
 
 SETTINGS, RESULTS, DELTA = "paring-tune.json", "results.json", "model.delta.safetensors"
+_LABELS = 20  # that are named
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,12})")
 
 
@@ -75,7 +76,9 @@ def _scores(results: Record, metric: str) -> Table:
     for split in rows.names:
         value = scores.maybe(split)
         body.append((split, rows.number(split), value))
-    note = f"The labels: {listed(results.texts('labels'))}." if results.texts("labels") else ""
+    labels = results.texts("labels")
+    more = [f"{len(labels) - _LABELS:,} more"] if len(labels) > _LABELS else []
+    note = f"The labels: {listed([*labels[:_LABELS], *more])}." if labels else ""
     if metric == "loss":
         perplexities = [f"{split} {math.exp(min(scores.number(split), 700.0)):.2f}" for split in scores.names]
         note += f" Perplexity: {listed(perplexities)}."
