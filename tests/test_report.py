@@ -177,7 +177,7 @@ def test_panels_share_axes_of_one_label() -> None:
     def heights(shared: bool, labels: tuple[str, str]) -> list[float]:
         figure = Figure("f", [panel("p", 1, labels[0]), panel("q", 10, labels[1])], shared=shared)
         groups = [t for t in Seen(render(document(figure)).decode()).tags["g"] if "data-points" in t]
-        return [json.loads(t["data-points"] or "")[1][1] for t in groups]
+        return [json.loads(t["data-points"] or "")[1][1] for t in groups[::2]]  # each is drawn narrow and wide
 
     same, apart, other = heights(True, ("y", "y")), heights(False, ("y", "y")), heights(True, ("y", "z"))
     assert same[0] > same[1] and apart[0] == apart[1] == other[0] == other[1]
