@@ -15,6 +15,7 @@ from paring.report.scale import Scale, drawable, scale
 
 _LETTER, _LINE = 6.6, 13  # width and height of a tick's text, in pixels
 _TOP, _RIGHT = 26, 14
+_MARK = 5.0  # half of a mark's width, about
 _MARKERS = 40  # a line of more points has none
 _NUM_STYLES = 10  # of lines: .s0 to .s9 in page.css
 REFERENCE = -1  # the style of what is drawn across, to compare with: in the colour of the text
@@ -39,7 +40,9 @@ def draw(
     longest = max(map(len, ticks(_x(panel.x, xs, left, width, 5).ticks, panel.x)), default=1)
     x = _x(panel.x, xs, left, width, max(2, round((width - left) / (_LETTER * longest + 34))))
 
-    names = Names(x, height - _bottom())
+    single = [s.points[0] for s in panel.series if s.shape == "dots" and len(s.points) == 1]
+    marks = [(x(px), y(py)) for px, py in single if drawable(px, x.log) and py is not None and y.holds(py)]
+    names = Names(x, height - _bottom(), marks)
     groups = [_series(s, styles[s.name], panel, x, y, most, names) for s in panel.series]
     attributes: dict[str, Value] = {
         "viewBox": f"0 0 {width} {height}",
@@ -183,11 +186,12 @@ def _series(series: Series, style: int, panel: Panel, x: Scale, y: Scale, most: 
 
 
 class Names:
-    """Names in a panel, each where it meets no other; where there is no room there is none (the legend has them all)."""
+    """Names in a panel, each where it meets no other and none of the marks; where there is no room there is none (the legend
+    has them all)."""
 
-    def __init__(self, x: Scale, bottom: float) -> None:
+    def __init__(self, x: Scale, bottom: float, marks: Sequence[tuple[float, float]]) -> None:
         self._x, self._bottom = x, bottom
-        self._taken: list[tuple[float, float, float, float]] = []
+        self._taken = [(px - _MARK, px + _MARK, py - _MARK, py + _MARK) for px, py in marks]
 
     def beside(self, name: str, place: tuple[float, float]) -> Markup | None:
         """To the right or to the left of a point."""
