@@ -537,6 +537,24 @@ def test_an_error_brings_back_what_was_to_be_overwritten(
     assert f"{bank} holds notes.txt, which overwriting it would remove" in capsys.readouterr().err
 
 
+def test_pruned_task_vectors_replace_no_input(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Deltas that are called as a bank's are, in the folder that is to be the bank."""
+    bank = tmp_path / "bank"
+    bank.mkdir()
+    config = of.config(tmp_path / "m.yml", "task_arithmetic")
+    text = yaml.safe_load(config.read_text())
+    for model, task in zip(text["models"], TASKS, strict=True):
+        shutil.copyfile(of.folder / task / "model.delta.safetensors", bank / f"{task}.delta.safetensors")
+        model["model"] = str(bank / f"{task}.delta.safetensors")
+    config.write_text(yaml.safe_dump(text))
+    before = {p: p.read_bytes() for p in bank.iterdir()}
+    command = ["fuse", str(config), str(tmp_path / "merged"), *of.options("calibration"), "--budget", "4"]
+    assert main([*command, "--prune", "magnitude", "--keep", "0.1", "--pruned", str(bank), "--overwrite"]) == 2
+    error = capsys.readouterr().err
+    assert f"{bank} holds {bank / TASKS[0]}.delta.safetensors, which" in error and "apart from its inputs" in error
+    assert {p: p.read_bytes() for p in bank.iterdir()} == before and not (tmp_path / "merged").exists()
+
+
 def test_weights_in_a_configuration(tmp_path: Path) -> None:
     """Whatever is said beside them stays, a weight for all models does not."""
     text = """merge_method: ties

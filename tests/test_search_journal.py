@@ -1,5 +1,6 @@
 """A search in a folder: killed at any moment it goes on as if it had not been, and another search's folder is left alone."""
 
+import errno
 import json
 import math
 import os
@@ -274,6 +275,23 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 
     pytest.importorskip("fcntl", reason="no file locks on this system")
     assert run(tmp_path, objective, settings=SearchSettings(budget=3)).num_evaluations == 3
+
+
+def test_a_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some of NFS are: the search runs; what else goes wrong is no such folder."""
+    fcntl = pytest.importorskip("fcntl", reason="no file locks on this system")
+
+    def fails(number: int) -> Any:
+        def flock(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return flock
+
+    monkeypatch.setattr(fcntl, "flock", fails(errno.ENOLCK))
+    assert outline(run(tmp_path / "a")) == outline(run(None))
+    monkeypatch.setattr(fcntl, "flock", fails(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        run(tmp_path / "b")
 
 
 def test_a_problem_that_json_cannot_hold(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from paring.recipes.scoring import Scores
 from paring.recipes.slim import problem as problems
 from paring.recipes.slim.run import slim
 from paring.recipes.slim.settings import SlimSettings
-from paring.search.settings import SearchError
+from paring.search.settings import NoScoreError, SearchError
 from slim_task import Tuned, tuned
 from small_text import save_base, texts, tokenizer, write_rows
 
@@ -338,8 +338,10 @@ def test_a_result_that_gives_no_number_is_not_written(of: Tuned, tmp_path: Path,
 def test_auto_goes_on_without_a_method_that_comes_to_nothing(
     of: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    error: SearchError = NoScoreError("no candidate has a finite score")
+
     def none(*arguments: Any, **more: Any) -> Any:
-        raise SearchError("no candidate has a finite score")
+        raise error
 
     monkeypatch.setattr("paring.recipes.slim.methods.prune_nps", none)
     settings = SlimSettings(keep=(0.1,), method="auto", steps=2, subspaces=("magnitude",), budget=4)
@@ -348,6 +350,10 @@ def test_auto_goes_on_without_a_method_that_comes_to_nothing(
     record = slim(of.delta, tmp_path / "a.delta.safetensors", settings, base=str(of.base), files=files, say=said.append)
     assert any("nps magnitude, keep 0.1: no score is a number; it is out" in line for line in said)
     assert [t["label"] for t in record["keeps"][0]["tried"]] == ["magnitude", "rescaled", "dare", "della", "fitted"]
+    error = SearchError("another process is searching there")  # says nothing about the method
+    with pytest.raises(SearchError, match="another process is searching there"):
+        slim(of.delta, tmp_path / "b.delta.safetensors", settings, base=str(of.base), files=files, say=said.append)
+    assert not (tmp_path / "b.delta.safetensors").exists()
 
 
 def test_deltas_of_other_origin(of: Tuned, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,16 @@
 """What a run needs that goes on where it was killed: its folder to itself, what differs from what is asked, whole lines."""
 
+import errno
 import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP)  # of a folder on NFS, say
 
-def lock(file: BinaryIO) -> bool:
-    """Keeps a file for this process alone until it is closed; False: another one has it. Where there are no locks, True."""
+
+def lock(file: BinaryIO | int) -> bool:
+    """Keeps what is open (a file, a folder's descriptor) for this process alone until it is closed; False: another one has it.
+    Where there are no locks, True."""
     try:
         import fcntl
     except ImportError:
@@ -15,6 +19,9 @@ def lock(file: BinaryIO) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     return True
 
 

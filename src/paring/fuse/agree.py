@@ -26,6 +26,7 @@ _POSITIONS = re.compile(r"position|token_type|(^|[._])wpe([._]|$)")
 _HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight", "lm_head.decoder.weight")
 # Float buffers that old versions saved and new ones make: LLaMA's frequencies, the causal masks of GPT-2 and GPT-NeoX.
 _BUFFERS = re.compile(r"(^|\.)(rotary_(pos_)?emb\.inv_freq|(attn|attention)\.masked_bias)$")
+_COUNTER = "num_batches_tracked"  # of batch norms: how many batches their means are of
 _MASKS = re.compile(r"(^|\.)(attn|attention)\.bias$")
 
 
@@ -158,6 +159,12 @@ def is_buffer(name: str, info: TensorInfo) -> bool:
     if not info.dtype.is_floating_point or _BUFFERS.search(name):
         return True
     return len(info.shape) == 4 and info.shape[:2] == (1, 1) and _MASKS.search(name) is not None
+
+
+def is_one_models(name: str, info: TensorInfo) -> bool:
+    """Whether a buffer is the first model's, whatever others have: floats, and counters, of which there is no mean. Other whole
+    numbers are the same in all."""
+    return info.dtype.is_floating_point or name.endswith(_COUNTER)
 
 
 def refuse_shape(name: str, catalogue: Catalogue, reference: Catalogue, *, vocabulary: bool) -> None:

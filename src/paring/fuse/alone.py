@@ -1,11 +1,10 @@
 """That one process alone writes an output."""
 
-import errno
 import os
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-_NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP)  # of a folder on NFS, say
+from paring import resumed
 
 
 class BusyError(OSError):
@@ -34,14 +33,6 @@ def lock_folder(folder: Path, out: Path, held: ExitStack) -> bool:
 
 
 def lock(fd: int, out: Path) -> None:
-    """Locks an open file, for as long as it is open. BusyError: another process that writes ``out`` has it."""
-    with suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"another process is writing {out}; wait for it, or take another name") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
+    """Locks what is open, for as long as it is open. BusyError: another process that writes ``out`` has it."""
+    if not resumed.lock(fd):
+        raise BusyError(f"another process is writing {out}; wait for it, or take another name")

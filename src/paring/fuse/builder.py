@@ -9,7 +9,7 @@ import torch
 
 from paring.delta.checkpoint.tensorinfo import TensorInfo
 from paring.delta.errors import DeltaError
-from paring.fuse.agree import Catalogue, is_buffer, is_vocabulary, refuse_shape, refuse_unlike
+from paring.fuse.agree import Catalogue, is_buffer, is_one_models, is_vocabulary, refuse_shape, refuse_unlike
 from paring.fuse.config import Config, Reference, Slice, Source
 from paring.fuse.inputs import FuseError
 from paring.fuse.job import Job, Origin
@@ -109,7 +109,7 @@ class Builder:
         first, first_name = self.catalogues[there[0][0]], there[0][1]
         info = first.info(first_name)
         if is_buffer(first_name, info):
-            one_or_all = there[:1] if info.dtype.is_floating_point else there
+            one_or_all = there[:1] if is_one_models(first_name, info) else there
             return Job(name, info, tuple(Origin(m, self.catalogues[m].own(n)) for m, n in one_or_all), None, None, (), aliases)
         first, first_name = self.catalogues[named[0][0]], named[0][1]
         vocabulary = self.config.tokenizer is not None and is_vocabulary(first_name, first)

@@ -22,8 +22,8 @@ class Job:
     Attributes:
         info: type and shape in the output.
         sources: what is merged; base: beside what.
-        settings: of the method; None: a buffer, which is copied: of whole numbers, the same in all sources; of floats, the
-            base's (first model's).
+        settings: of the method; None: a buffer, which is copied: of whole numbers, the same in all sources; of floats and
+            counters, the base's (first model's).
         keys: what the models are called, for seeds.
         aliases: further names in the output.
         vocabulary: whether it has a row for each entry of the vocabulary, to be aligned.

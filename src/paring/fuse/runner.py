@@ -28,7 +28,6 @@ from paring.fuse.scope import global_cuts
 from paring.fuse.tokens import Vocabulary
 
 Report = Callable[[int, int], None]
-_COUNTER = "num_batches_tracked"  # of batch norms: how many batches their means are of
 
 
 def num_cores() -> int:
@@ -249,9 +248,9 @@ class Runner:
         return (self.plan.models[origin.model], origin.name) if origin else None
 
     def _copied(self, job: Job) -> Tensor:
-        """A buffer: of whole numbers the same in all models, of floats and of counters one model's."""
+        """A buffer: of whole numbers the same in all models, of others one model's."""
         first = self.weights(job.sources[0])
-        for origin in () if job.name.endswith(_COUNTER) else job.sources[1:]:
+        for origin in job.sources[1:]:
             other = self.weights(origin)
             if other.dtype != first.dtype or not torch.equal(other, first):
                 called = [self.plan.models[o.model].called for o in (job.sources[0], origin)]

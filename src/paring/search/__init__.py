@@ -14,7 +14,7 @@ from paring.search.executors import Executor, InProcess, Objective, Outcome
 from paring.search.journal import Evaluation
 from paring.search.ray_executor import RayExecutor
 from paring.search.run import Progress, Result, search
-from paring.search.settings import SearchError, SearchSettings, Vector
+from paring.search.settings import NoScoreError, SearchError, SearchSettings, Vector
 
 __all__ = [
     "Candidate",
@@ -22,6 +22,7 @@ __all__ = [
     "Evaluation",
     "Executor",
     "InProcess",
+    "NoScoreError",
     "Objective",
     "Outcome",
     "Progress",

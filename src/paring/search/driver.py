@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from paring.search.settings import SearchError, SearchSettings, Vector, checked_starts
+from paring.search.settings import NoScoreError, SearchSettings, Vector, checked_starts
 
 _OPTIONS = {"verbose": -10, "seed": float("nan")}  # no output, no files written or read; pycma seeds nothing
 
@@ -64,13 +64,13 @@ class Driver:
         """The scores of the generation last asked for, in its order; lower is better, None is worse than any number.
 
         Raises:
-            SearchError: no start and no candidate of the first generation has a score.
+            NoScoreError: no start and no candidate of the first generation has a score.
         """
         self._any_finite |= any(score is not None for score in scores)
         if self._strategy is None:
             self._strategy = self._begin(scores)
         elif not self._any_finite:
-            raise SearchError(
+            raise NoScoreError(
                 f"none of the {len(self.starts)} starts and the {len(scores)} candidates around them has a finite score; "
                 "expected a number from the objective for at least one: try it by hand on a start"
             )

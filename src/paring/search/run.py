@@ -9,7 +9,7 @@ from typing import Any
 from paring.search.driver import Candidate, Driver
 from paring.search.executors import Executor, InProcess, Objective
 from paring.search.journal import Evaluation, Journal, header
-from paring.search.settings import SearchError, SearchSettings, Vector
+from paring.search.settings import NoScoreError, SearchError, SearchSettings, Vector
 
 _ROUNDING = 1e-9  # of a coefficient's range: what another machine's linear algebra may change
 
@@ -69,7 +69,8 @@ def search(
 
     Raises:
         ValueError: settings, starts and ``dims`` that do not fit together.
-        SearchError: no finite score at all; a folder of another search, or one in which a search is running.
+        NoScoreError: no finite score at all.
+        SearchError: a folder of another search, or one in which a search is running.
     """
     settings = settings or SearchSettings()
     driver = Driver(dims, starts, settings)
@@ -89,7 +90,7 @@ def search(
             stopped = _reason(history, len(driver.starts), driver.step, settings)
         best = journal.best
     if best is None or best.score is None:
-        raise SearchError(f"none of {len(history)} evaluations has a finite score; try the objective by hand on a start")
+        raise NoScoreError(f"none of {len(history)} evaluations has a finite score; try the objective by hand on a start")
     return Result(
         coefficients=best.coefficients,
         score=best.score,

@@ -14,6 +14,10 @@ class SearchError(ValueError):
     """A search that cannot be run or resumed; the message says what was found, what was expected and the remedy."""
 
 
+class NoScoreError(SearchError):
+    """Nothing that was tried has a finite score."""
+
+
 @dataclass(frozen=True)
 class SearchSettings:
     """Settings of one search; two searches with equal settings, starts and scores try bitwise the same coefficients.

@@ -3,10 +3,9 @@
 import tempfile
 from pathlib import Path
 
-import torch
-
 from paring.delta.files import load_delta, save_delta
 from paring.delta.places import Scattered
+from paring.delta.sums import dot
 from paring.delta.taskvector import TaskVector
 from paring.slim.pruners import flats
 
@@ -18,13 +17,13 @@ def kept_energy(vector: TaskVector, pruned: TaskVector) -> float:
     """
     total = left = 0.0
     for name, tau in flats(vector):
-        total += float(torch.dot(tau.double(), tau.double()))
+        total += dot(tau, tau)
         if name in pruned:
             places = pruned.change(name).places
             there = (
                 tau[places.positions] if isinstance(places, Scattered) else places.gather(tau.view(vector.changes[name].shape))
             )
-            left += float(torch.dot(there.double(), there.double()))
+            left += dot(there, there)
     return left / total if total else 1.0
 
 

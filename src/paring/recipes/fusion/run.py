@@ -72,6 +72,8 @@ def fuse_searched(
     equal = Weights({} if fixed else {name: [1.0] for name in references}, ALL)
     plan = make_plan(with_weights(config, equal), {*allow, "extra"})
     refuse_onto_input(out, plan.models.items())
+    if bank is not None:
+        refuse_onto_input(bank, plan.models.items())
     _refuse_other_dtype(plan)
     about = problem(plan, references, tasks, settings)
     for note in about.notes:

@@ -22,7 +22,7 @@ from paring.recipes.slim.refused import refuse_empty, refuse_nan
 from paring.recipes.slim.report import NOT_KNOWN, against, kept_line, table
 from paring.recipes.slim.settings import PLAIN, SlimSettings
 from paring.recipes.tuned import base_of, load_model
-from paring.search.settings import SearchError
+from paring.search.settings import NoScoreError, SearchError
 from paring.slim.identity import digest
 from paring.slim.lost import as_stored, kept_energy
 from paring.slim.nps import Nps
@@ -75,6 +75,7 @@ def slim(
     made = about if isinstance(about, Problem) else None
     vector = made.vector if made is not None else about
     assert isinstance(vector, TaskVector)
+    refuse_empty(vector)
     for note in made.notes if made is not None else ():
         say(f"paring: {note}")
     tried = try_all(vector, method, settings, made, say)
@@ -152,9 +153,9 @@ def try_all(
     before each line of progress.
 
     Raises:
-        DeltaError: there is nothing to prune, or the fine-tune made small gives no number.
+        SearchError: nothing has a score, but for "auto"; a search cannot be run, or gone on with.
+        DeltaError: the fine-tune made small gives no number.
     """
-    refuse_empty(vector, name)
     todo = plan(settings, method)
     num_searches = len(settings.keep) * sum(isinstance(how, Nps) for how in todo.values())
     if about is not None and num_searches:
@@ -169,7 +170,7 @@ def try_all(
                 step = lines.of_steps(title, how.steps) if isinstance(how, Refit) else None
                 try:
                     found = attempt(label, how, vector, keep, settings, about, report, step)
-                except SearchError as error:
+                except NoScoreError as error:
                     if method != "auto":
                         raise
                     say(f"paring: {title}: no score is a number; it is out ({error})")
