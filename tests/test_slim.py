@@ -12,10 +12,11 @@ from torch import Tensor
 import paring
 from paring import DeltaError
 from paring.delta.taskvector import TaskVector
+from paring.recipes.slim.settings import SlimSettings
 from paring.search.settings import SearchSettings
 from paring.slim.histogram import kept, threshold
 from paring.slim.identity import digest
-from paring.slim.nps import Nps, prune_nps
+from paring.slim.nps import Nps, pooled, prune_nps
 from paring.slim.pool import Pool
 from paring.slim.pruners import PRUNERS, dare, della, magnitude, num_entries, num_kept, prune, rescaled
 from paring.slim.subspaces import COUNTED, SUBSPACES, kind_of
@@ -147,7 +148,7 @@ def test_pure_functions_on_one_tensor() -> None:
 def test_a_candidate_keeps_the_largest_reweighted_magnitudes(kind: str, round_to: float, keep: float) -> None:
     of = vector(round_to=round_to)
     count = num_kept(keep, num_entries(of))
-    cut = SUBSPACES[kind](of, 5, min(keep, 0.9))
+    cut = SUBSPACES[kind](of, 5, min(keep, 0.9), 0)
     labels = torch.cat([cut.label(n, of[n].view(-1)) for n in of.names])
     assert int(labels.min()) >= 0 and int(labels.max()) < len(cut.names)
     pool = Pool(of, cut, count)
@@ -181,11 +182,26 @@ def test_random_subspaces_hold_dare() -> None:
     of = vector()
     keep = 0.25
     count = num_kept(keep, num_entries(of))
-    cut = SUBSPACES["random"](of, 4, keep)
+    cut = SUBSPACES["random"](of, 4, keep, 0)
     chosen = Pool(of, cut, count).select([1 / keep, 0.0, 0.0, 0.0])
     labels = torch.cat([cut.label(n, of[n].view(-1)) for n in of.names])
     assert abs(int((labels == 0).sum()) - count) <= len(SHAPES)
     assert torch.equal(chosen.values, flat(of)[chosen.places] / keep)
+
+
+def test_a_seed_draws_random_subspaces() -> None:
+    """And its journal is another search's; subspaces that draw nothing know no seed."""
+    of = vector()
+
+    def labels(how: Nps) -> torch.Tensor:
+        cut, _, _ = pooled(of, 0.1, how)
+        return torch.cat([cut.label(n, of[n].view(-1)) for n in of.names])
+
+    first, again, other = (Nps("random", seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(labels(first), labels(again)) and not torch.equal(labels(first), labels(other))
+    assert first.identity == again.identity != other.identity
+    assert Nps("layer", seed=0).identity == Nps("layer", seed=1).identity
+    assert [how.seed for how in SlimSettings(keep=(0.1,), seed=3).searches("auto")] == [3] * len(SUBSPACES)
 
 
 def test_kinds_by_name() -> None:
@@ -228,9 +244,9 @@ def test_what_pruning_refuses() -> None:
     with pytest.raises(ValueError, match="spread is 2; expected 0 to 1"):
         prune(of, "della", 0.1, spread=2)["pooler.weight"]
     with pytest.raises(ValueError, match="subspaces of 542 entries; expected no more"):
-        SUBSPACES["magnitude"](of, 10_000, 0.1)
+        SUBSPACES["magnitude"](of, 10_000, 0.1, 0)
     with pytest.raises(ValueError, match="2 weights for 5 subspaces"):
-        Pool(of, SUBSPACES["magnitude"](of, 5, 0.1), 3).select([1.0, 1.0])
+        Pool(of, SUBSPACES["magnitude"](of, 5, 0.1, 0), 3).select([1.0, 1.0])
     huge = 1e38 * paring.diff({"a": torch.zeros(2)}, {"a": torch.tensor([3.4e38, 1.0])})
     with pytest.raises(DeltaError, match="'a' holds NaN or infinity; it cannot be pruned"):
         prune(huge, "magnitude", 0.5)

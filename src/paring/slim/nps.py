@@ -47,11 +47,13 @@ class Nps:
         subspaces: how the task vector is cut, see ``paring.slim.subspaces``.
         parts: M, the number of subspaces; an upper bound for "layer"; of "kind" and "magnitude*kind" it follows from the kinds.
         most: the largest x = w / s; the least is 0.
+        seed: of "random" subspaces.
     """
 
     subspaces: str = "magnitude*kind"
     parts: int = PARTS
     most: float = 3.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.subspaces not in SUBSPACES:
@@ -65,6 +67,12 @@ class Nps:
             )
         if not (isinstance(self.most, int | float) and math.isfinite(self.most) and self.most > 1):
             raise ValueError(f"most is {self.most!r}; expected a number above 1")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What scores depend on beside M, by which a journal is known again."""
+        drawn = {"seed": self.seed} if self.subspaces == "random" else {}
+        return {"subspaces": self.subspaces, "most": self.most, **drawn}
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ def prune_nps(
         ValueError: a setting. DeltaError: the model is another base, the task vector is zero, or no score was a number.
     """
     cut, pool, scale = pooled(vector, keep, how)
-    identity = {"base": vector.base.total, "delta": digest(vector), "keep": keep, "subspaces": how.subspaces, "most": how.most}
+    identity = {"base": vector.base.total, "delta": digest(vector), "keep": keep, **how.identity}
 
     with Placing(model, vector) as placing, ExitStack() as stack:
         score = scorer(placing, pool, scale, objective)
@@ -143,7 +151,7 @@ def pooled(vector: TaskVector, keep: float, how: Nps) -> tuple[Subspaces, Pool, 
     """The subspaces, the entries that candidates may keep, and s, by which coefficients x become weights; as ``prune_nps``."""
     check_keep(keep)
     count = num_kept(keep, num_entries(vector))
-    cut = SUBSPACES[how.subspaces](vector, how.parts, keep)
+    cut = SUBSPACES[how.subspaces](vector, how.parts, keep, how.seed)
     nonzero = sum(int(tau.count_nonzero()) for _, tau in flats(vector))
     if not nonzero:
         raise DeltaError("the task vector is zero everywhere: there is nothing to keep")

@@ -56,7 +56,7 @@ def kind_of(name: str, shape: Sequence[int]) -> str:
     return "other"
 
 
-def by_magnitude(vector: TaskVector, parts: int, keep: float) -> Subspaces:
+def by_magnitude(vector: TaskVector, parts: int, keep: float, seed: int) -> Subspaces:
     n = num_entries(vector)
     if parts > n:
         raise ValueError(f"{parts} subspaces of {n:,} entries; expected no more subspaces than entries")
@@ -64,7 +64,7 @@ def by_magnitude(vector: TaskVector, parts: int, keep: float) -> Subspaces:
     return Subspaces(tuple(f"magnitude {i}" for i in range(parts)), lambda name, tau: _rank(tau, at))
 
 
-def by_layer(vector: TaskVector, parts: int, keep: float) -> Subspaces:
+def by_layer(vector: TaskVector, parts: int, keep: float, seed: int) -> Subspaces:
     found = {name: match[1] if (match := re.match(r"(.*?\.\d+)(?=\.|$)", name)) else "" for name in vector.names}
     layers = list(dict.fromkeys(found.values()))
     size = -(-len(layers) // parts)  # neighbours share a weight where there are more layers than that
@@ -73,12 +73,12 @@ def by_layer(vector: TaskVector, parts: int, keep: float) -> Subspaces:
     return Subspaces(tuple(names), lambda name, tau: torch.full((tau.numel(),), index[found[name]], dtype=torch.int64))
 
 
-def by_kind(vector: TaskVector, parts: int, keep: float) -> Subspaces:
+def by_kind(vector: TaskVector, parts: int, keep: float, seed: int) -> Subspaces:
     kinds, index = _kinds(vector)
     return Subspaces(tuple(kinds), lambda name, tau: torch.full((tau.numel(),), index[name], dtype=torch.int64))
 
 
-def by_magnitude_and_kind(vector: TaskVector, parts: int, keep: float) -> Subspaces:
+def by_magnitude_and_kind(vector: TaskVector, parts: int, keep: float, seed: int) -> Subspaces:
     kinds, index = _kinds(vector)
     n = num_entries(vector)
     at = _at(vector, [num_kept(min(1.0, share), n) for share in (keep, 4 * keep)])
@@ -86,7 +86,7 @@ def by_magnitude_and_kind(vector: TaskVector, parts: int, keep: float) -> Subspa
     return Subspaces(names, lambda name, tau: index[name] * (len(at) + 1) + _rank(tau, at))
 
 
-def by_chance(vector: TaskVector, parts: int, keep: float, seed: int = 0) -> Subspaces:
+def by_chance(vector: TaskVector, parts: int, keep: float, seed: int) -> Subspaces:
     share = torch.tensor([keep] + [(1 - keep) / (parts - 1)] * (parts - 1), dtype=torch.float64)
     ends = share.cumsum(0)[:-1].contiguous()
 
@@ -98,7 +98,8 @@ def by_chance(vector: TaskVector, parts: int, keep: float, seed: int = 0) -> Sub
     return Subspaces(tuple(f"random {i}" for i in range(parts)), label)
 
 
-SUBSPACES: dict[str, Callable[[TaskVector, int, float], Subspaces]] = {
+Cut = Callable[[TaskVector, int, float, int], Subspaces]  # of a task vector, M, keep, and a seed where it draws
+SUBSPACES: dict[str, Cut] = {
     "magnitude": by_magnitude,
     "layer": by_layer,
     "kind": by_kind,

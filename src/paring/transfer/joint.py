@@ -75,7 +75,7 @@ def prune_joint(
     for name, (weights, lam) in (also or {}).items():
         first[name] = [*(weights[part] / scale for part in cut.names), lam]
     of_weights = bounded(settings, how, cut, scale, keep)
-    identity = {"base": vector.base.total, "delta": digest(vector), "keep": keep, "subspaces": how.subspaces, "most": how.most}
+    identity = {"base": vector.base.total, "delta": digest(vector), "keep": keep, **how.identity}
 
     with Placing(model, vector) as placing:
         by_weights = scorer(placing, pool, scale, objective)

@@ -108,7 +108,7 @@ class FusionSettings:
 
     def nps(self) -> Nps:
         """How task vectors are cut."""
-        return Nps(subspaces=self.subspaces, parts=self.parts)
+        return Nps(subspaces=self.subspaces, parts=self.parts, seed=self.seed)
 
     def refit(self) -> Refit:
         """How "fitted" tunes what is kept."""

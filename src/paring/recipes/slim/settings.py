@@ -41,7 +41,7 @@ class SlimSettings:
         objective: what is searched for on calibration rows: the least loss, or the highest accuracy.
         budget: evaluations of a search, at least 2.
         steps: of the refit ("fitted" and "auto"), at least 1.
-        seed: of the search, of the refit, of random pruning, and of what is held out.
+        seed: of the search, of the refit, of random pruning and subspaces, and of what is held out.
         subspaces: that "nps" (one) and "auto" (each) try, see ``paring.slim.subspaces``; None: the usual one, and all.
         parts: M, the number of subspaces, at least 2.
         workers: Ray workers that score candidates; 0: this process does.
@@ -123,7 +123,7 @@ class SlimSettings:
         if method not in ("nps", "auto"):
             return ()
         # Of several kinds those that have a number of their own keep it.
-        return tuple(Nps(kind, self.parts if kind in COUNTED or len(kinds) == 1 else PARTS) for kind in kinds)
+        return tuple(Nps(kind, self.parts if kind in COUNTED or len(kinds) == 1 else PARTS, seed=self.seed) for kind in kinds)
 
     def fits(self, method: str) -> dict[str, Refit]:
         """What a method refits, by its label."""

@@ -94,7 +94,7 @@ class TransferSettings:
 
     def nps(self) -> Nps:
         """How task vectors are cut."""
-        return Nps(subspaces=self.subspaces, parts=self.parts)
+        return Nps(subspaces=self.subspaces, parts=self.parts, seed=self.seed)
 
     def refit(self) -> Refit:
         """How "fitted" tunes what is kept."""
