@@ -4,7 +4,7 @@
 #   make bench-tune     cost of tuning: paring and its peers, interleaved (about an hour on 2 cores)
 #   make bench-quality  whether slices learn as well as LoRA, SHiRA, MiSS and full fine-tuning (about two hours)
 #   make bench-delta    time, memory and size of deltas (about 10 minutes on 2 cores)
-#   make bench-fuse     time and memory of merges (about 10 minutes on 2 cores); MERGEKIT=/path/to/its/python beside mergekit's
+#   make bench-fuse     time and memory of merges (about 15 minutes on 2 cores); MERGEKIT=/path/to/its/python beside mergekit's (40)
 #   make bench-slim     how small a fine-tune gets before its task is lost (about two and a half hours), and what a candidate costs
 #   make bench-merges   how much of several fine-tunes is left in one model (about two hours)
 #   make bench-transfer what a fine-tune gains against what the base loses (about two hours)

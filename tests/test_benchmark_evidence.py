@@ -72,7 +72,7 @@ def test_small_runs_become_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         answer = page._ANSWER[record["verdict"]["holds"]]
         if probe.kind == "position":
             assert record["verdict"]["sentence"].startswith("undecided, as measured it ")
-            answer += " (as measured it holds)" if record["verdict"]["measured"] else " (as measured it does not)"
+            answer += " (as measured it holds)" if record["verdict"]["measured"] else " (as measured it does not hold)"
             (line,) = [line for line in text.splitlines() if f"](evidence/{probe.name}/probe.json), 2 seeds; " in line]
             assert all(f"; {said}" in line for said in ("steps 2", "batch size 8", "rates 0.01", "positions 2", "axes column"))
             assert "; rank 5" not in line  # the default

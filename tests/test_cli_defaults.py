@@ -9,10 +9,11 @@ import pytest
 
 from paring.cli.main import parser
 from paring.recipes.fusion.settings import FusionSettings
+from paring.recipes.settings import TuneSettings
 from paring.recipes.slim.settings import SlimSettings
 from paring.recipes.transfer.settings import TransferSettings
 
-SETTINGS = {"slim": SlimSettings, "transfer": TransferSettings, "fuse": FusionSettings}
+SETTINGS = {"tune": TuneSettings, "slim": SlimSettings, "transfer": TransferSettings, "fuse": FusionSettings}
 
 
 def told(command: str) -> dict[str, str]:
@@ -35,3 +36,16 @@ def test_numbers_in_help_are_the_defaults(command: str) -> None:
             assert float(number[0]) == defaults[name], f"paring {command} --{name}: help says ({text})"
             compared += 1
     assert compared >= 3, told(command)
+
+
+def test_every_argument_is_explained() -> None:
+    def walk(of: argparse.ArgumentParser, name: str) -> list[str]:
+        found = []
+        for action in of._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += [line for kind, sub in action.choices.items() for line in walk(sub, f"{name} {kind}")]
+            elif not action.help:
+                found.append(f"{name} {action.dest}")
+        return found
+
+    assert walk(parser(), "paring") == []

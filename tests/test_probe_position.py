@@ -49,7 +49,7 @@ def made(means: list[float], spread: float) -> Tables:
 def test_verdicts() -> None:
     settings = Settings(axes=("row",))
     inside = verdict(made([0.850, 0.856, 0.844], 0.0005), settings)
-    assert inside.holds is True and inside.said.startswith("within ±0.6 points over 3 positions x 3 seeds")
+    assert inside.holds is True and inside.said.startswith("within ±0.6 points (asked for: ±1) over 3 positions x 3 seeds")
     assert inside.numbers["row_farthest"] == pytest.approx(0.006) and inside.numbers["row_num_inside"] == 3
     outside = verdict(made([0.85, 0.90, 0.80], 0.001), settings)
     assert outside.holds is False and "1 of 3 inside" in outside.said

@@ -13,7 +13,7 @@ from paring.probe.registry import kind_named
 
 Record = dict[str, Any]
 _ANSWER = {True: "**holds**", False: "**does not hold**", None: "undecided"}
-_MEASURED = {True: " (as measured it holds)", False: " (as measured it does not)", None: ""}
+_MEASURED = {True: " (as measured it holds)", False: " (as measured it does not hold)", None: ""}
 _MISSING = "not run"
 
 
@@ -68,7 +68,8 @@ def _section(kind: str, claim: Claim, probes: Sequence[Probe], records: dict[str
         if other := _other_settings(probe, record):
             left += f"; measured before the plan's settings changed: {', '.join(other)}"
         lines.append(
-            f"- {what}: {_answer(record)}, {said}. [{record['num_cells']} cells](evidence/{probe.name}/probe.json), "
+            f"- {what}: {_answer(record)}{'' if record['verdict']['holds'] is True else ':'} {said}. "
+            f"[{record['num_cells']} cells](evidence/{probe.name}/probe.json), "
             f"{_settings(kind, record)}{left}."
         )
     shown = next((p for p in probes if (r := records[p.name]) is not None and r["figures"]), None)

@@ -24,8 +24,14 @@ def add_parsers(subparsers: Any) -> None:
     diff.add_argument("--values", choices=_VALUES, default="exact", help="how differences are stored (exact)")
     diff.add_argument("--group", type=int, default=0, metavar="N", help="values that share a scale in int8, int4, sign (all)")
     diff.add_argument("--compression", choices=("zstd", "none"), default="zstd", help="none: plain bytes, a larger file (zstd)")
-    diff.add_argument("--allow", choices=("removed", "reshaped"), nargs="+", default=[], help="what may happen to tensors")
-    diff.add_argument("--licence", metavar="TEXT", help="kept with the delta")
+    diff.add_argument(
+        "--allow",
+        choices=("removed", "reshaped"),
+        nargs="+",
+        default=[],
+        help="removed: the fine-tune may lack tensors; reshaped: it may have others under the same names",
+    )
+    diff.add_argument("--licence", metavar="TEXT", help="of the fine-tune, kept with the delta")
     diff.add_argument("--fact", action="append", default=[], metavar="KEY=TEXT", help="kept with the delta; may be repeated")
     _output(diff)
     diff.set_defaults(run=_diff)

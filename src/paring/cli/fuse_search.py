@@ -12,6 +12,7 @@ _OF_TASKS = ("task", "task_config", "text_column", "label_column", "max_length")
 EXAMPLES = """\
 examples:
   paring fuse merge.yml merged
+  paring fuse merge.yml merged --calibration mail=mail-c.csv news=news-c.csv --fit
   paring fuse merge.yml merged --calibration mail=mail-c.csv news=news-c.csv --validation mail=mail-v.csv news=news-v.csv
   paring fuse merge.yml merged --calibration mail=mail-c.csv news=news-c.csv --prune nps --keep 0.1 --layer-groups 4 \\
     --search search --test mail=mail-t.csv news=news-t.csv
@@ -25,7 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(*names, default=argparse.SUPPRESS, **more)
 
     rows = parser.add_argument_group(
-        "rows of each model's task, by which weights are searched (NAME: the model's, without where it lies; no row in two "
+        "rows of each model's task, by which weights are searched (NAME: the last part of the model's path; no row in two "
         "splits of any task)"
     )
     for split, what in zip(
@@ -33,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     ):
         option(rows, f"--{split}", nargs="+", metavar="NAME=FILE", help=what)
     option(rows, "--held-out", type=float, metavar="SHARE", help="of the rows to search on, to choose on (0.25)")
-    option(rows, "--batch-size", type=int, metavar="N", help="rows scored at a time (32)")
+    option(rows, "--batch-size", type=int, metavar="N", help="rows scored, or fitted on, at a time (32)")
     option(rows, "--task", nargs="+", metavar="[NAME=]TASK", help=f"where a model does not say: {', '.join(_TASKS)}")
     option(rows, "--config", nargs="+", dest="task_config", metavar="[NAME=]DIR", help="with config.json, where it has none")
     for name in ("text-column", "label-column"):

@@ -33,7 +33,9 @@ def add_parser(subparsers: Any) -> None:
     spectra.add_argument("--groups", type=int, metavar="K", help="disjoint groups of each matrix (8)")
     spectra.add_argument("--axes", nargs="+", choices=_AXES, help="groups of rows, of columns (both)")
     spectra.add_argument("--controls", nargs="*", choices=("gaussian", "permuted"), help="matrices to compare with (both)")
-    spectra.add_argument("--bound", type=float, metavar="RATIO", help="of mean eigenvalues between groups, that is alike (2)")
+    spectra.add_argument(
+        "--bound", type=float, metavar="RATIO", help="the largest of mean eigenvalues that still counts as alike (2)"
+    )
 
     complexity = _kind(kinds, "complexity", "what slices, and every method of PEFT's, train, add and hold in one step")
     add_rows(complexity)
@@ -89,9 +91,16 @@ def _training_kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:
     add_rows(parser)
     parser.add_argument("--steps", type=int, metavar="N", help="optimizer steps of a training (200)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows in a step (32)")
-    more = {"rank": ", by the rank, its 0.3 and 3 times", "schedule": ", its 0.3 and 3 times"}.get(name, "")
+    more = {
+        "rank": " for the rank; a quarter, half, one and two times that",
+        "schedule": "; a quarter, half, one and two times that",
+    }.get(name, "")
     parser.add_argument(
-        "--rates", nargs="+", type=float, metavar="RATE", help=f"highest, the best on validation counts (recommended{more})"
+        "--rates",
+        nargs="+",
+        type=float,
+        metavar="RATE",
+        help=f"of which that counts which did best on validation rows (recommended{more})",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch, in a training (1)")
     return parser
@@ -122,9 +131,9 @@ def _kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:
 def add_rows(parser: argparse.ArgumentParser) -> None:
     """What a kind takes that works on rows."""
     parser.add_argument("--data", required=True, metavar="PATH", help="as for paring tune")
-    parser.add_argument("--task", required=True, choices=_TASKS)
-    parser.add_argument("--text-column", metavar="NAME")
-    parser.add_argument("--label-column", metavar="NAME")
+    parser.add_argument("--task", required=True, choices=_TASKS, help="what the rows are for")
+    parser.add_argument("--text-column", metavar="NAME", help="with the texts (found: text, sentence, content)")
+    parser.add_argument("--label-column", metavar="NAME", help="with the labels (found: label, labels, class, category)")
     parser.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
     parser.add_argument("--new-head", action="store_true", help="replace the classification head that the model brings")
     parser.add_argument("--validation", type=float, metavar="SHARE", help="rows held out where there is no such split (0.1)")

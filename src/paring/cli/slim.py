@@ -57,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--group", type=int, metavar="N", help="values that share a scale in int8, int4, sign (all)")
     parser.add_argument("--scope", choices=("global", "tensor"), help="whose magnitudes compete, without a search (global)")
     parser.add_argument("--seed", type=int, metavar="N", help="of whatever is drawn (0)")
+    parser.add_argument("--report", metavar="DIR", help="a new folder with the numbers and plots of them")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at OUT, when the new one is whole")
 
     data = parser.add_argument_group("rows of the task (files as for paring tune; no row in two of them)")
@@ -91,7 +92,6 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument("--parts", type=int, metavar="M", help="subspaces of magnitude, layer and random (8)")
     search.add_argument("--search", metavar="DIR", help="keeps every evaluation there; the same command goes on after a kill")
     search.add_argument("--workers", type=int, metavar="N", help="Ray workers that score candidates (0: this process)")
-    search.add_argument("--report", metavar="DIR", help="a new folder with the numbers and plots of them")
     parser.set_defaults(run=_run)
 
 

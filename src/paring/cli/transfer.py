@@ -37,11 +37,19 @@ def add_parser(subparsers: Any) -> None:
         metavar="RANGE",
         help="START:STOP:STEP, or values: 0.5,1 (0:1.2:0.1); from below 0: --lambda=-1:1:0.5",
     )
-    parser.add_argument("--methods", nargs="+", choices=_METHODS, metavar="METHOD", help=f"of {', '.join(_METHODS)}")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=_METHODS,
+        metavar="METHOD",
+        help=f"of {', '.join(_METHODS)} (whole magnitude dare; with --calibration nps and fitted, too)",
+    )
     parser.add_argument("--keep", type=float, metavar="SHARE", help="of all entries that pruning keeps, in (0, 1] (0.1)")
     parser.add_argument("--own-head", action="store_true", help="each task has its own head at every lambda")
     parser.add_argument("--out", metavar="FILE", help="a new file for the best lambda * delta")
-    parser.add_argument("--values", metavar="TYPE", help="how its differences are stored: fp32, bf16, fp16, int8, int4, sign")
+    parser.add_argument(
+        "--values", metavar="TYPE", help="how its differences are stored: fp32, bf16, fp16, int8, int4, sign (fp16)"
+    )
     parser.add_argument("--report", metavar="DIR", help="a new folder with the numbers and plots of them")
     parser.add_argument("--seed", type=int, metavar="N", help="of whatever is drawn (0)")
     parser.add_argument("--overwrite", action="store_true", help="replace what is at the outputs")

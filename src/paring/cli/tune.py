@@ -26,27 +26,29 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--data", metavar="PATH", help="CSV, JSONL or Parquet file, a folder of them, images, or a saved dataset"
     )
-    parser.add_argument("--task", choices=_TASKS)
+    parser.add_argument("--task", choices=_TASKS, help="what is tuned for")
     parser.add_argument("--out", metavar="DIR", help="folder of the result: new, or with --resume the run's")
     parser.add_argument("--config", metavar="FILE", help="settings of an earlier run (its paring-tune.json); options given win")
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--text-column", metavar="NAME")
-    data.add_argument("--label-column", metavar="NAME")
+    data.add_argument("--text-column", metavar="NAME", help="with the texts (found: text, sentence, content)")
+    data.add_argument("--label-column", metavar="NAME", help="with the labels (found: label, labels, class, category)")
     data.add_argument("--validation", type=float, metavar="SHARE", help="rows held out where there is no such split (0.1)")
     data.add_argument("--max-length", type=int, metavar="N", help="tokens a text is cut to")
     data.add_argument("--new-head", action="store_true", help="replace the classification head that the model brings")
 
-    slices = parser.add_argument_group("slices (default: those recommended for the model)")
+    slices = parser.add_argument_group("slices (without --rank: those recommended for the model)")
     slices.add_argument("--rank", type=int, metavar="N", help="rows or columns in a slice")
-    slices.add_argument("--modes", nargs="+", choices=("row", "column"), help="one, or both in the order to alternate in")
-    slices.add_argument("--move-steps", type=int, metavar="N", help="optimizer steps between moves; without: never")
-    slices.add_argument("--position", type=int, metavar="N")
-    slices.add_argument("--max-position", type=int, metavar="N")
-    slices.add_argument("--stride", type=int, metavar="N")
     slices.add_argument(
-        "--lane", metavar="I/N", help="the I-th of N shares of every layer: runs in different lanes fuse by addition"
+        "--modes", nargs="+", choices=("row", "column"), help="one, or both in the order to alternate in (column)"
+    )
+    slices.add_argument("--move-steps", type=int, metavar="N", help="optimizer steps between moves; without: never")
+    slices.add_argument("--position", type=int, metavar="N", help="first row or column of the first slice (0)")
+    slices.add_argument("--max-position", type=int, metavar="N", help="end of the range that is swept (each layer's own)")
+    slices.add_argument("--stride", type=int, metavar="N", help="from one position to the next (the rank)")
+    slices.add_argument(
+        "--lane", metavar="I/N", help="the I-th of N shares of every layer: runs in different lanes share no entry"
     )
     slices.add_argument("--order", metavar="ORDER", help="sweep, random, or positions: 0,64,128", type=_order)
     slices.add_argument("--targets", nargs="+", metavar="GLOB", help="layers to slice")
@@ -63,10 +65,10 @@ def add_parser(subparsers: Any) -> None:
     training.add_argument("--batch-size", type=int, metavar="N", help="rows (16)")
     training.add_argument("--accumulation-steps", type=int, metavar="N", help="batches in an optimizer step (1)")
     training.add_argument("--warmup", type=float, metavar="SHARE", help="of the steps, in which the rate rises (0.06)")
-    training.add_argument("--weight-decay", type=float, metavar="X")
+    training.add_argument("--weight-decay", type=float, metavar="X", help="of AdamW (0)")
     training.add_argument("--eval-steps", type=int, metavar="N", help="steps between evaluations (a tenth of the run)")
-    training.add_argument("--precision", choices=("fp32", "bf16", "fp16"))
-    training.add_argument("--seed", type=int, metavar="N")
+    training.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="of the arithmetic (fp32); fp16 with a GPU")
+    training.add_argument("--seed", type=int, metavar="N", help="of a new head, the rows' order and whatever is drawn (0)")
     training.add_argument("--save-full", action="store_true", help="also write the whole tuned model")
     parser.set_defaults(run=_run)
 

@@ -7,7 +7,7 @@
     new     the entries of a tensor that the base does not have (a task's head), as they are.
 
 Differences of fine-tunes are small, so those of the bit patterns are small integers too (``codec/bits.py`` orders them);
-base + bf16(after - before), the obvious alternative, loses 3 % of a bf16 model's entries.
+base + bf16(after - before), the obvious alternative, loses 3 % of the entries of a bf16 model that changed.
 """
 
 from collections.abc import Callable

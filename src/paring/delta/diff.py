@@ -1,7 +1,7 @@
 """The task vector between two models: what a fine-tune changed, tensor by tensor, read when it is needed.
 
 Exact by default: integer differences of the bit patterns, so that base + delta is bitwise the fine-tune. A bf16 difference of
-bf16 weights would lose 3 % of the entries, and an fp32 one takes twice the bytes before compression.
+bf16 weights would lose 3 % of those that changed, and an fp32 one takes twice the bytes before compression.
 """
 
 import json

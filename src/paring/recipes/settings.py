@@ -14,6 +14,12 @@ Task = Literal["text-classification", "image-classification", "causal-lm"]
 TASKS: tuple[Task, ...] = get_args(Task)
 PRECISIONS = ("fp32", "bf16", "fp16")
 FILE = "paring-tune.json"
+_OF_A_RANK = {  # settings of slices that are not the recommended ones, and what they are where nothing is said
+    **dict.fromkeys(("modes", "move_steps", "stride", "max_position", "layer_window")),
+    "position": 0,
+    "order": "sweep",
+    "bias": False,
+}
 _WHEN_RESUMED = ("data", "model", "out")  # may differ between a run and its resumption
 
 
@@ -103,8 +109,8 @@ class TuneSettings:
             _refuse("epochs", self.epochs, "more than 0")
         if self.learning_rate is not None and self.learning_rate <= 0:
             _refuse("learning_rate", self.learning_rate, "more than 0")
-        if self.rank is None and any(getattr(self, n) is not None for n in ("modes", "move_steps", "stride", "max_position")):
-            _refuse("rank", None, "a rank, where modes, move_steps, stride or max_position is set")
+        if self.rank is None and (idle := [name for name, unset in _OF_A_RANK.items() if getattr(self, name) != unset]):
+            _refuse("rank", None, f"a rank, where {', '.join(idle)} {'is' if len(idle) == 1 else 'are'} set")
 
     def slices(self) -> SliceConfig | None:
         """The slices asked for; None: the recommended ones are wanted."""

@@ -190,8 +190,8 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         return Verdict(None, said, numbers)
     said = (
         f"in {right} of {len(counts)} counts (row and column slices of rank {settings.rank} in every layer), with "
-        f"{numbers['added_by_slices']} entries added; as printed on the project page, the two the other way round, {printed} "
-        f"are right, those of square layers{_bytes(numbers)}; {numbers['num_methods']} methods measured, {len(refused)} refuse "
+        f"{numbers['added_by_slices']} entries added; with the two swapped, as the project page prints them, {printed} are "
+        f"right, those of square layers{_bytes(numbers)}; {numbers['num_methods']} methods measured, {len(refused)} refuse "
         "this model (counted exactly, so without an interval)"
     )
     return Verdict(right == len(counts) and numbers["added_by_slices"] == 0, said, numbers)

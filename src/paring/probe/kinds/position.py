@@ -134,8 +134,8 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
     num_positions = sum(len({row["position"] for row in tables["runs"] if row["axis"] == axis}) for axis in settings.axes)
     numbers |= {"num_positions": num_positions, "farthest": farthest}
     said = (
-        f"within ±{100 * farthest:.1f} points over {num_positions} positions x {len(settings.seeds)} seeds (rank "
-        f"{settings.rank}, {column} rows{diverged(tables['runs'])}); {'; '.join(parts)}"
+        f"within ±{100 * farthest:.1f} points (asked for: ±{100 * settings.band:g}) over {num_positions} positions x "
+        f"{len(settings.seeds)} seeds (rank {settings.rank}, {column} rows{diverged(tables['runs'])}); {'; '.join(parts)}"
     )
     return Verdict(all_hold(answers), said, numbers, farthest <= settings.band)
 
