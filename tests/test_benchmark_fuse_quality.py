@@ -130,6 +130,11 @@ def test_shares_and_verdicts() -> None:
     assert "nothing measured" in report.markdown("digits", [])
 
 
+def test_cells_of_two_sets_of_fine_tunes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected cells of one suite and seed"):
+        next(iter(cells.measure([cells.Cell("digits", seed, "average") for seed in (0, 1)], tmp_path, tmp_path)))
+
+
 def test_what_is_stored_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "fuse_quality_digits.jsonl")
     for group in plan.cells("digits"):

@@ -50,6 +50,8 @@ class Cell:
             what |= {"how": asdict(merge)}
             if merge.searched or merge.front in ("nps", "fitted"):
                 what |= {"budget": BUDGET[self.suite], "subspaces": SUBSPACES, "keep": KEEP}
+            if merge.searched:
+                what |= {"by": "accuracy"}
             if merge.front == "fitted":
                 what |= {"refit": refit_identity()}
             if merge.fitted:
@@ -60,6 +62,8 @@ class Cell:
 def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[str, Any]]:
     """Cells of one suite and seed, whose fine-tunes are loaded once."""
     torch.set_num_threads(1)
+    if len({(cell.suite, cell.seed) for cell in cells}) != 1:
+        raise ValueError(f"{cells}: expected cells of one suite and seed, whose fine-tunes are loaded")
     about = problem(cells[0].suite, cells[0].seed, zoo, results)
     for cell in cells:
         begun = time.perf_counter()
@@ -133,12 +137,12 @@ def _weighted(how: Method) -> bool:
 
 
 def _objective(about: Problem) -> Objective:
-    """The mean over tasks of the likelihood on calibration rows over the fine-tune's own."""
-    likelihoods, own = about.likelihoods(), {}
+    """The mean over tasks of the accuracy on calibration rows over the fine-tune's own."""
+    accuracies, own = about.calibrated(), {}
     for task, model in about.models.items():
         with about.vectors[task].apply(model):
-            own[task] = likelihoods[task](model)
-    return Objective(likelihoods, own)
+            own[task] = accuracies[task](model)
+    return Objective(accuracies, own)
 
 
 def _emr(about: Problem) -> dict[str, Any]:

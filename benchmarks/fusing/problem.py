@@ -34,7 +34,7 @@ class Problem:
     models: Mapping[str, nn.Module]
     vectors: Mapping[str, TaskVector]
     own: Mapping[str, Mapping[str, float]]
-    losses: Mapping[str, Callable[[nn.Module], float]]
+    losses: Mapping[str, CalibrationLoss]
     lessons: Mapping[str, Lesson]
 
     def parts(self, vectors: Mapping[str, TaskVector] | None = None) -> dict[str, Task]:
@@ -50,17 +50,22 @@ class Problem:
         """One batch of so many is scored."""
         return CHOICE[self.suite] if split == "validation" else 1
 
-    def likelihoods(self) -> dict[str, Callable[[nn.Module], float]]:
-        """Of each task's calibration rows: exp(-loss)."""
-        return {task: _Likelihood(loss) for task, loss in self.losses.items()}
+    def calibrated(self) -> dict[str, Callable[[nn.Module], float]]:
+        """Of each task's calibration rows the accuracy, which `paring fuse` searches by unless told otherwise."""
+        return {task: _Accuracy(loss.batches) for task, loss in self.losses.items()}
 
 
 @dataclass(frozen=True)
-class _Likelihood:
-    loss: Callable[[nn.Module], float]
+class _Accuracy:
+    batches: tuple[tasks.Batch, ...]
 
+    @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
-        return float(torch.exp(-torch.tensor(self.loss(model), dtype=torch.float64)))
+        right = total = 0
+        for batch in self.batches:
+            logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+            right, total = right + int((logits.argmax(-1) == batch["labels"]).sum()), total + len(batch["labels"])
+        return right / total
 
 
 def problem(suite: str, seed: int, zoo: Path, results: Path) -> Problem:
