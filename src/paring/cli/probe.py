@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
     spectra.add_argument("--axes", nargs="+", choices=_AXES, help="groups of rows, of columns (both)")
     spectra.add_argument("--controls", nargs="*", choices=("gaussian", "permuted"), help="matrices to compare with (both)")
     spectra.add_argument(
-        "--bound", type=float, metavar="RATIO", help="the largest of mean eigenvalues that still counts as alike (2)"
+        "--bound", type=float, metavar="RATIO", help="of mean eigenvalues between groups, the largest that is alike (2)"
     )
 
     complexity = _kind(kinds, "complexity", "what slices, and every method of PEFT's, train, add and hold in one step")
