@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 import paring
@@ -59,12 +58,8 @@ class Problem:
 class _Accuracy:
     batches: tuple[tasks.Batch, ...]
 
-    @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
-        right = total = 0
-        for batch in self.batches:
-            logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
-            right, total = right + int((logits.argmax(-1) == batch["labels"]).sum()), total + len(batch["labels"])
+        right, total = tasks.num_right(model, self.batches)
         return right / total
 
 

@@ -3,7 +3,7 @@
 Every task has the same four splits: rates and settings are chosen on validation, test is reported, calibration is unused here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -106,13 +106,19 @@ def accuracy(model: nn.Module, suite: str, task: str, split: Scored, every: int 
     """
     training = model.training
     model.eval()
-    right = total = 0
-    for batch in _scoring_batches(suite, task, split)[::every]:
-        labels = batch["labels"]
-        logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
-        right, total = right + int((logits.argmax(-1) == labels).sum()), total + len(labels)
+    right, total = num_right(model, _scoring_batches(suite, task, split)[::every])
     model.train(training)
     return right / total
+
+
+@torch.no_grad()
+def num_right(model: nn.Module, batches: Iterable[Batch]) -> tuple[int, int]:
+    """Rows whose highest logit is their label's, and all rows."""
+    right = total = 0
+    for batch in batches:
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        right, total = right + int((logits.argmax(-1) == batch["labels"]).sum()), total + len(batch["labels"])
+    return right, total
 
 
 def split_sizes(suite: str, task: str) -> dict[str, int]:

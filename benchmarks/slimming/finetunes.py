@@ -40,14 +40,10 @@ class FineTune:
     lesson: Lesson
     loss: Callable[[nn.Module], float]
 
-    @torch.no_grad()
     def errors(self, of: nn.Module) -> float:
         """The share of calibration rows that a model gets wrong."""
-        wrong = total = 0
-        for batch in self.lesson.batches:
-            logits = of(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
-            wrong, total = wrong + int((logits.argmax(-1) != batch["labels"]).sum()), total + len(logits)
-        return wrong / total
+        right, total = tasks.num_right(of, map(dict, self.lesson.batches))
+        return (total - right) / total
 
     def accuracy(self, vector: TaskVector, split: tasks.Scored) -> float:
         with vector.apply(self.model):
