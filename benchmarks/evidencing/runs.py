@@ -13,6 +13,7 @@ from evidencing import page
 from evidencing.inputs import prepare
 from evidencing.plan import PROBES, Probe
 from evidencing.published import publish
+from quality.workers import end_with_parent
 
 
 def run(probes: Sequence[Probe], runs: Path, docs: Path, workers: int, minutes: float | None) -> list[str]:
@@ -21,7 +22,8 @@ def run(probes: Sequence[Probe], runs: Path, docs: Path, workers: int, minutes: 
     places = prepare(probes, runs / "inputs")
     threads = max(1, (os.cpu_count() or 1) // workers)
     queue, failed, finished = list(probes), list[str](), 0
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent, max_tasks_per_child=1) as pool:
         pending: dict[Future[str], Probe] = {}
         while queue or pending:
             late = minutes is not None and time.perf_counter() - begun > 60 * minutes

@@ -7,6 +7,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from quality.store import Store
+from quality.workers import end_with_parent
 
 Measured = dict[str, Any]
 C = TypeVar("C")
@@ -63,6 +64,7 @@ def measured(
 def _work(
     group: Sequence[Any], measure: Callable[[Sequence[Any]], Iterable[Measured]], until: float | None, out: Connection
 ) -> None:
+    end_with_parent()
     for line in measure(group):
         out.send(line)
         if until is not None and time.time() > until:
