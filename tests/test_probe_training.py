@@ -8,11 +8,12 @@ from scipy import stats
 
 import paring
 from paring.cli.main import main
+from paring.probe.batches import Rows
 from paring.probe.bench import Bench
 from paring.probe.contrasts import Contrast, Crossed, all_hold, at_best_rate, crossed, measured_on
 from paring.probe.kind import Row
 from paring.probe.subject import Subject
-from paring.probe.training import Room, Rows, TrainingSettings
+from paring.probe.training import Room, TrainingSettings
 from probe_task import task
 
 

@@ -6,15 +6,17 @@ rows and dropout. Train rows are trained on; validation and test rows are scored
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from paring.probe.bench import Batch, Bench
+from paring.probe.batches import KEPT_BYTES, SCORED, Rows, bytes_of
+from paring.probe.bench import Bench
+from paring.probe.checks import as_tuples, at_least, distinct, refuse
 from paring.probe.kind import Row
 from paring.recipes.scoring import Scores, Scoring
 from paring.recipes.scoring import scoring as as_batches
@@ -24,8 +26,6 @@ from paring.tune.session import sliced
 
 _WARMUP = 0.1  # of the steps
 _HIGHEST = 4.0  # times the recommended rate, of narrow slices
-_KEPT_BYTES = 1 << 30  # of images: decoded once and kept, where all of a split take no more
-_SCORED = 128  # rows in a forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,45 +212,10 @@ class Room:
         if diverged:
             return Scores(math.nan, 0.0)
         if split not in self._scored:
-            found = as_batches(self.bench.subject.tuning().task, rows, self._inputs.collate, _SCORED)
-            small = _bytes_of(self._inputs.collate([rows[0]])) * len(rows) <= _KEPT_BYTES
+            found = as_batches(self.bench.subject.tuning().task, rows, self._inputs.collate, SCORED)
+            small = bytes_of(self._inputs.collate([rows[0]])) * len(rows) <= KEPT_BYTES
             self._scored[split] = found.to("cpu") if small else found
         return self._scored[split].scores(model)
-
-
-class Rows:
-    """Train rows as batches on the device that is there; images are decoded once, where all of them take little memory."""
-
-    def __init__(self, rows: Any, collate: Callable[[list[dict[str, Any]]], Batch]) -> None:
-        self._rows, self._collate = rows, collate
-        self._whole: Batch | None = None
-        first = collate([rows[0]])
-        if "input_ids" not in first and _bytes_of(first) * len(rows) <= _KEPT_BYTES:
-            parts = [collate([rows[i] for i in range(start, min(start + _SCORED, len(rows)))]) for start in self._starts()]
-            self._whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _starts(self) -> range:
-        return range(0, len(self._rows), _SCORED)
-
-    def endless(self, size: int, seed: int) -> Iterator[Batch]:
-        """Every row once a pass, in an order drawn by the seed; the last few of a pass are left out."""
-        generator = torch.Generator().manual_seed(seed)
-        count = len(self._rows)
-        size = min(size, count)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        while True:
-            order = torch.randperm(count, generator=generator)
-            for rows in order[: count - count % size].split(size):
-                yield {name: tensor.to(device) for name, tensor in self._batch(rows).items()}
-
-    def _batch(self, rows: Tensor) -> Batch:
-        if self._whole is not None:
-            return {name: tensor[rows] for name, tensor in self._whole.items()}
-        return self._collate([self._rows[row] for row in rows.tolist()])
-
-
-def _bytes_of(batch: Batch) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in batch.values())
 
 
 @contextmanager
@@ -262,39 +227,3 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-# What settings of these kinds check.
-
-
-def refuse(name: str, got: object, expected: str) -> None:
-    raise ValueError(f"{name} is {got!r}; expected {expected}")
-
-
-def as_tuples(settings: Any, *names: str) -> None:
-    for name in names:
-        if isinstance(getattr(settings, name), list):
-            object.__setattr__(settings, name, tuple(getattr(settings, name)))
-
-
-def at_least(settings: Any, name: str, least: int) -> None:
-    value = getattr(settings, name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        refuse(name, value, f"a whole number, at least {least}")
-
-
-def distinct(settings: Any, name: str, kind: type, least: int = 1) -> None:
-    """A tuple of different numbers."""
-    values = getattr(settings, name)
-    allowed = (int, float) if kind is float else (int,)
-    fits = isinstance(values, tuple) and all(isinstance(v, allowed) and not isinstance(v, bool) for v in values)
-    if not fits or len(values) < least or len(set(values)) < len(values):
-        what = "whole number" if kind is int else "number"
-        refuse(name, values, f"at least {least} {what}{'s' if least > 1 else ''}, every one once")
-
-
-def some_of(settings: Any, name: str, choices: Sequence[str], least: int = 1) -> None:
-    """A tuple of different names."""
-    values = getattr(settings, name)
-    if not isinstance(values, tuple) or len(values) < least or set(values) - set(choices) or len(set(values)) < len(values):
-        refuse(name, values, f"at least {least} of {', '.join(choices)}, every one once")

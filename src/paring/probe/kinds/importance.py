@@ -15,10 +15,11 @@ from math import comb
 import torch
 
 from paring.probe.bench import Bench, calibration
+from paring.probe.checks import as_tuples, at_least, refuse, some_of
 from paring.probe.contrasts import all_hold, at_best_rate, crossed, diverged, measured_on
 from paring.probe.importance import input_norms, slice_scores, weight_of
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
-from paring.probe.training import COLUMNS, Room, TrainingSettings, as_tuples, at_least, refuse, some_of, threads
+from paring.probe.training import COLUMNS, Room, TrainingSettings, threads
 from paring.tune.schedules import positions
 from paring.tune.slices import AXES, Axis
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from paring.probe.bench import Bench
+from paring.probe.checks import as_tuples, at_least, refuse, some_of
 from paring.probe.contrasts import all_hold, at_best_rate, crossed, diverged, measured_on
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
-from paring.probe.training import COLUMNS, Room, TrainingSettings, as_tuples, at_least, refuse, some_of
+from paring.probe.training import COLUMNS, Room, TrainingSettings
 from paring.tune.config import SliceConfig
 from paring.tune.slices import AXES, Axis
 

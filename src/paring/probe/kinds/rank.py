@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paring.probe.bench import Bench
+from paring.probe.checks import as_tuples, at_least, distinct, refuse, some_of
 from paring.probe.contrasts import Crossed, all_hold, at_best_rate, at_edge, crossed, diverged, measured_on
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
-from paring.probe.training import COLUMNS, Room, TrainingSettings, as_tuples, at_least, distinct, refuse, some_of
+from paring.probe.training import COLUMNS, Room, TrainingSettings
 from paring.tune.slices import AXES, Axis
 
 SCHEDULES = ("static", "moving")

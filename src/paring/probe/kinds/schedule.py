@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from paring.probe.bench import Bench
+from paring.probe.checks import as_tuples, at_least, distinct, refuse, some_of
 from paring.probe.contrasts import at_best_rate, at_edge, crossed, diverged, measured_on
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
-from paring.probe.training import COLUMNS, Room, TrainingSettings, as_tuples, at_least, distinct, refuse, some_of
+from paring.probe.training import COLUMNS, Room, TrainingSettings
 
 VARIED = ("interval", "axis", "stride", "order", "window")
 STATIC, SWEEP = "static-column", "column"

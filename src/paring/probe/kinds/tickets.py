@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from paring.probe.bench import Bench
+from paring.probe.checks import as_tuples, at_least, refuse, some_of
 from paring.probe.contrasts import all_hold, at_best_rate, crossed, diverged, mean_of, measured_on
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
 from paring.probe.layers import as_matrices
 from paring.probe.tickets import SOURCES, apply_masks, kept_largest, overlaps
-from paring.probe.training import COLUMNS, Room, TrainingSettings, as_tuples, at_least, refuse, some_of, threads
+from paring.probe.training import COLUMNS, Room, TrainingSettings, threads
 from paring.tune.schedules import positions
 from paring.tune.slices import AXES, Axis
 
