@@ -242,7 +242,7 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         ((str(task().model), "--groups", "25"), r"groups is 25; layer 'encoder.layer.0.* has 24 rows .* lower --groups"),
         ((str(task().model), "--groups", "1"), "groups is 1; expected a whole number, at least 2"),
         ((str(task().model), "--bound", "1"), "bound is 1.0; expected a ratio above 1"),
-        ((str(task().model), "--seeds", "1", "1"), "seeds is .1, 1.; expected at least one"),
+        ((str(task().model), "--seeds", "1", "1"), "seeds is .1, 1.; expected at least 1 whole number"),
     ):
         assert main(["probe", "spectra", *arguments, "--out", str(tmp_path / "out"), "--no-figure"]) == 2
         assert re.search(expected, capsys.readouterr().err)

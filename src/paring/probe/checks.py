@@ -1,4 +1,4 @@
-"""What settings of the kinds that train check."""
+"""What the kinds' settings check."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,4 +34,5 @@ def some_of(settings: Any, name: str, choices: Sequence[str], least: int = 1) ->
     """A tuple of different names."""
     values = getattr(settings, name)
     if not isinstance(values, tuple) or len(values) < least or set(values) - set(choices) or len(set(values)) < len(values):
-        refuse(name, values, f"at least {least} of {', '.join(choices)}, every one once")
+        count = f"at least {least}" if least else "none or some"
+        refuse(name, values, f"{count} of {', '.join(choices)}, every one once")

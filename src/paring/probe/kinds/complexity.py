@@ -13,6 +13,7 @@ import torch
 
 from paring.memory import out_of_memory
 from paring.probe.bench import Bench, calibration
+from paring.probe.checks import as_tuples, at_least, distinct
 from paring.probe.complexity import COUNTED, PRINTED, Cost, num_entries, step_cost
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Value, Verdict
 from paring.probe.methods import FULL, OURS, Tuning, peft_methods, prepare
@@ -42,15 +43,10 @@ class Settings:
     seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
-        for name in ("methods", "seeds"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        as_tuples(self, "methods", "seeds")
         for name in ("rank", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number, at least 1")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds!r}; expected at least one whole number, every one once")
+            at_least(self, name, 1)
+        distinct(self, "seeds", int)
         if self.methods is not None and (not self.methods or len(set(self.methods)) < len(self.methods)):
             raise ValueError(f"methods is {self.methods!r}; expected at least one, every one once")
 

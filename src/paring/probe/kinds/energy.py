@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paring.probe.bench import Bench, batches_of
+from paring.probe.checks import as_tuples, at_least, distinct
 from paring.probe.energy import TAUS, Energy, balanced_rows, pooled_features, smallest_k, task_energy
 from paring.probe.intervals import LEVEL, mean_interval
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Value, Verdict
@@ -39,13 +40,10 @@ class Settings:
     bound: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seeds", tuple(self.seeds))
+        as_tuples(self, "seeds")
         for name in ("rows", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number, at least 1")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds!r}; expected at least one whole number, every one once")
+            at_least(self, name, 1)
+        distinct(self, "seeds", int)
         if not 0 < self.bound <= 1:
             raise ValueError(f"bound is {self.bound!r}; expected a share of the width, above 0 and at most 1")
 

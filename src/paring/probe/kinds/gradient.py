@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from paring.probe.bench import Bench, calibration
+from paring.probe.checks import as_tuples, at_least, distinct, some_of
 from paring.probe.gradient import mean_gradients, slice_norms
 from paring.probe.intervals import mean_interval
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
@@ -43,16 +44,11 @@ class Settings:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
-        for name in ("axes", "seeds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        as_tuples(self, "axes", "seeds")
         for name in ("rank", "rows", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected a whole number, at least 1")
-        if not self.axes or set(self.axes) - set(AXES) or len(set(self.axes)) < len(self.axes):
-            raise ValueError(f"axes is {self.axes!r}; expected 'row', 'column', or both")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds!r}; expected at least one whole number, every one once")
+            at_least(self, name, 1)
+        some_of(self, "axes", AXES)
+        distinct(self, "seeds", int)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from paring.probe import spectra
 from paring.probe.bench import Bench
+from paring.probe.checks import as_tuples, at_least, distinct, some_of
 from paring.probe.intervals import bootstrap_interval, share_interval
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
 from paring.probe.matrices import StoredMatrix, stored_matrices
@@ -42,16 +43,11 @@ class Settings:
     bound: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("axes", "controls", "seeds"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 2:
-            raise ValueError(f"groups is {self.groups!r}; expected a whole number, at least 2")
-        if not self.axes or set(self.axes) - set(AXES) or len(set(self.axes)) < len(self.axes):
-            raise ValueError(f"axes is {self.axes!r}; expected 'row', 'column', or both")
-        if set(self.controls) - set(CONTROLS) or len(set(self.controls)) < len(self.controls):
-            raise ValueError(f"controls is {self.controls!r}; expected some of {', '.join(CONTROLS)}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds is {self.seeds!r}; expected at least one whole number, every one once")
+        as_tuples(self, "axes", "controls", "seeds")
+        at_least(self, "groups", 2)
+        some_of(self, "axes", AXES)
+        some_of(self, "controls", CONTROLS, least=0)
+        distinct(self, "seeds", int)
         if not 1 < self.bound < math.inf:
             raise ValueError(f"bound is {self.bound!r}; expected a ratio above 1")
 
