@@ -180,7 +180,7 @@ KIND = Kind(
         "variant": "the schedule: static-AXIS never moves; AXIS sweeps, both in turn; the rest says what differs from column",
         "interval": "optimizer steps between two moves; empty: none",
         "over_static": "accuracy less that of static columns",
-        "low": "lower end of its 95 % interval; empty: one seed, or static columns themselves",
+        "low": "lower end of its own 95 % interval (the verdict's is for all sweeps); empty: one seed, or static columns",
         "high": "upper end",
     },
     verdict=verdict,

@@ -20,5 +20,6 @@ def figure(record: Mapping[str, Any], tables: Mapping[str, list[dict[str, Any]]]
         axis.plot([100 * row["over_static"]], [at], "s" if static else "o", color=color)
     axis.axvline(0, color="#000000", linewidth=0.8, linestyle=(0, (6, 3)))
     axis.set_yticks(range(len(rows)), [row["variant"] for row in rows], fontsize=8)
-    plain(axis, f"rank {record['settings']['rank']}", f"{column} accuracy less that of static columns, points")
+    below = f"{column} accuracy less that of static columns, points (each interval for itself)"
+    plain(axis, f"rank {record['settings']['rank']}", below)
     return drawing
