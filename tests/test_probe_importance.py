@@ -8,7 +8,7 @@ from torch import nn
 
 from conftest import bert, tokens
 from paring.probe.importance import input_norms, slice_scores
-from paring.probe.kind import Row, Tables
+from paring.probe.kind import Row, Tables, Verdict
 from paring.probe.kinds.importance import Settings, choose, verdict
 from paring.tune.config import SliceConfig
 from paring.tune.targets import select
@@ -133,3 +133,30 @@ def test_verdicts() -> None:
     assert apart.holds is False and "most over least +5.0 points" in apart.said
     assert verdict(made(alike | {"least": 0.87}, 0.04), settings).holds is None
     assert "most 90.0 %, least 87.0 %" in verdict(made(alike | {"least": 0.87}, 0.04), settings).said
+
+
+def test_nothing_is_decided_by_a_rate_at_the_end_of_those_tried() -> None:
+    settings = Settings(axes=("row",))
+
+    def at(rates: dict[str, tuple[float, ...]], means: dict[str, float]) -> Verdict:
+        """The first rate of each is its best."""
+        rows: list[Row] = []
+        for category, tried in rates.items():
+            for order, rate in enumerate(tried):
+                rows += [row | {"rate": rate} for row in made({category: means[category] - 0.2 * (order > 0)}, 0.0)["runs"]]
+        return verdict({"runs": rows}, settings)
+
+    middle, low = (0.2, 0.1, 0.4), (0.1, 0.2, 0.4)
+    apart, alike = {"most": 0.80, "least": 0.9}, {"most": 0.9, "least": 0.9}
+    assert at({"most": middle, "least": middle}, apart).holds is False
+    assert at({"most": middle, "least": low}, apart).holds is False  # another rate could but bring it farther ahead
+    behind = at({"most": low, "least": middle}, apart)
+    assert behind.holds is None and behind.measured is False
+    assert (
+        "least over most +10.0 points" in behind.said
+        and "; of most the best rate is the highest or lowest tried" in behind.said
+    )
+    assert at({"most": middle, "least": middle}, alike).holds is True
+    for one, other in ((low, middle), (middle, low)):
+        assert at({"most": one, "least": other}, alike).holds is None
+    assert at({"most": (0.1,), "least": (0.1,)}, apart).holds is False  # one rate is what was asked about

@@ -16,7 +16,7 @@ import torch
 
 from paring.probe.bench import Bench, calibration
 from paring.probe.checks import as_tuples, at_least, refuse, some_of
-from paring.probe.contrasts import all_hold, at_best_rate, crossed, diverged, measured_on
+from paring.probe.contrasts import all_hold, at_best_rate, at_edge, crossed, diverged, measured_on
 from paring.probe.importance import input_norms, slice_scores, weight_of
 from paring.probe.kind import Cell, Kind, Plan, Row, Tables, Verdict
 from paring.probe.training import COLUMNS, Room, TrainingSettings, threads
@@ -129,8 +129,10 @@ def summaries(tables: Tables) -> Tables:
 
 def verdict(tables: Tables, settings: Settings) -> Verdict:
     """Holds where every two categories of an axis are alike up to the band, with the interval of their difference (one for all
-    pairs at once); does not where two differ by more, with all of it."""
+    pairs at once); does not where two differ by more, with all of it. Of several rates the best must lie between others: of the
+    one that is behind for the one, of both for the other. Slices of larger inputs want lower rates."""
     column = measured_on(tables["runs"])
+    several = len({row["rate"] for row in tables["runs"]}) > 1
     answers: list[bool | None] = []
     parts: list[str] = []
     largest = 0.0
@@ -140,16 +142,25 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         scored = crossed(found, column)
         pairs = scored.pairs(among=len(settings.axes) * comb(len(scored.conditions), 2))
         (one, other), widest = pairs[0]
-        answers.append(all_hold(contrast.within(settings.band) for _, contrast in pairs))
+        rates = {category: rows[0]["rate"] for (category,), rows in found.items()}
+        edges = [c for c, rate in rates.items() if several and at_edge(tables["runs"], {"axis": axis, "category": c}, rate)]
+        answers.append(all_hold(_alike(pair, contrast.within(settings.band), edges) for pair, contrast in pairs))
         largest = max(largest, widest.difference)
         listed = ", ".join(f"{category} {100 * scored.means[category]:.1f} %" for category in scored.conditions)
-        parts.append(f"{axis}s: {listed}; {one} over {other} {widest.said()}")
+        at = f"; of {' and '.join(edges)} the best rate is the highest or lowest tried" if edges else ""
+        parts.append(f"{axis}s: {listed}; {one} over {other} {widest.said()}{at}")
         numbers |= {f"{axis}_{category}": mean for category, mean in scored.means.items()}
         half = widest.half if math.isfinite(widest.half) else None
         numbers |= {f"{axis}_widest": widest.difference, f"{axis}_half_width": half}
     said = f"of slices of rank {settings.rank}, {'; '.join(parts)} ({len(settings.seeds)} seeds, {column} rows; alike: up to "
     said += f"{100 * settings.band:g} point{diverged(tables['runs'])})"
     return Verdict(all_hold(answers), said, numbers, largest <= settings.band)
+
+
+def _alike(pair: tuple[str, str], within: bool | None, edges: Sequence[str]) -> bool | None:
+    """What the interval of a pair (the one ahead, the one behind) says; None where another rate might say otherwise."""
+    doubtful = set(pair) & set(edges) if within else {pair[1]} & set(edges)
+    return None if doubtful else within
 
 
 KIND = Kind(
