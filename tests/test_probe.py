@@ -97,8 +97,11 @@ def test_finished_cells_are_kept(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (out / "cells.jsonl").read_text().splitlines()]
     assert [line["cell"]["number"] for line in lines] == [0, 1, 2, 3]
     said: list[str] = []
+    record = json.loads((out / "probe.json").read_text()) | {"finished": "an hour ago"}
+    (out / "probe.json").write_text(json.dumps(record))
     again = run("squares", str(task().model), out=out, figure=False, say=said.append)
     assert MEASURED == [0, 1, 2, 3] and again.record["num_cells"] == 4
+    assert again.record["finished"] == "an hour ago"  # nothing was measured since
     assert "4 of 4 cells are there already and are kept" in said
 
 

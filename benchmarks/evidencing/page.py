@@ -96,7 +96,7 @@ def _settings(kind: str, record: Record) -> str:
 
 
 def _said(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return " ".join(map(str, value)) or "nothing" if isinstance(value, list) else str(value)
 
 
 def _other_settings(probe: Probe, record: Record) -> list[str]:

@@ -35,7 +35,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("minilm", "complexity"): {},
     ("minilm", "importance"): {
         "seeds": SIX,
-        "rates": RATES["minilm"],
+        "rates": (0.005, *RATES["minilm"]),
         "axes": ("column",),
         "categories": ("most", "least"),
         "rows": 128,

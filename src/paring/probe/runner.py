@@ -80,7 +80,8 @@ def run(kind: str, model: str, *, out: str | Path, figure: bool = True, say: Say
                 lines.finished(cell)
             said = list(dict.fromkeys([*folder.record["notes"], *bench.notes]))  # of cells that were kept, too
             folder.record |= {"notes": said, "versions": head["versions"] if todo else folder.record["versions"]}
-            return _finish(found, settings, folder, [folder.cells[key] for key in keys], figure, say)
+            finished = folder.record.get("finished") if not todo else None  # when the last of its cells was, or now
+            return _finish(found, settings, folder, [folder.cells[key] for key in keys], figure, say, finished or _now())
 
 
 class _Notes:
@@ -95,7 +96,7 @@ class _Notes:
         self._said = len(self._notes)
 
 
-def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], figure: bool, say: Say) -> Result:
+def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], figure: bool, say: Say, finished: str) -> Result:
     tables = gathered(cells)
     verdict = kind.verdict(tables, settings)
     summaries = kind.summaries(tables)
@@ -106,7 +107,7 @@ def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], fi
     record = {
         **folder.record,
         "state": "finished",
-        "finished": _now(),
+        "finished": finished,
         "seconds": round(sum(cell.seconds for cell in cells), 1),
         "num_cells": len(cells),
         "verdict": {

@@ -147,7 +147,8 @@ def verdict(tables: Tables, settings: Settings) -> Verdict:
         answers.append(all_hold(_alike(pair, contrast.within(settings.band), edges) for pair, contrast in pairs))
         largest = max(largest, widest.difference)
         listed = ", ".join(f"{category} {100 * scored.means[category]:.1f} %" for category in scored.conditions)
-        at = f"; of {' and '.join(edges)} the best rate is the highest or lowest tried" if edges else ""
+        which = "each" if len(edges) == len(rates) else " and ".join(edges)
+        at = f"; of {which} the best rate is the highest or lowest tried" if edges else ""
         parts.append(f"{axis}s: {listed}; {one} over {other} {widest.said()}{at}")
         numbers |= {f"{axis}_{category}": mean for category, mean in scored.means.items()}
         half = widest.half if math.isfinite(widest.half) else None
