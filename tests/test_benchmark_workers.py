@@ -13,7 +13,6 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 _HEAD = f"""
 import os, sys, time
-from collections.abc import Callable
 from pathlib import Path
 sys.path.insert(0, {str(BENCHMARKS)!r})
 
@@ -30,10 +29,9 @@ if __name__ == "__main__":
 """
 _POOL = """
 if __name__ == "__main__":
-    from quality.plan import Runner
-    from quality.tasks import SUITES
-    with Runner(SUITES["digits"], None, 1, None)._pool() as pool:
-        pool.submit(work, ["a cell"]).result()
+    from quality.workers import pool
+    with pool(1) as processes:
+        processes.submit(work, ["a cell"]).result()
 """
 
 
@@ -44,23 +42,26 @@ def test_a_worker_ends_with_a_killed_parent(script: str, tmp_path: Path) -> None
     began = tmp_path / "began"
     parent = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path)
     try:
-        _until(began.exists, 60)
+        assert _within(60, began.exists)
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     worker = int(began.read_text())
     try:
-        _until(lambda: not _runs(worker), 30)
+        assert _within(30, lambda: not _runs(worker))
     finally:
         if _runs(worker):
             os.kill(worker, signal.SIGKILL)
 
 
-def _until(true: Callable[[], bool], seconds: float) -> None:
+def _within(seconds: float, so: Callable[[], bool]) -> bool:
+    """Whether it comes to be so."""
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, f"not so after {seconds} s"
+    while not so():
+        if time.monotonic() >= end:
+            return False
         time.sleep(0.05)
+    return True
 
 
 def _runs(pid: int) -> bool:

@@ -4,8 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from evidencing import page
 from evidencing.inputs import prepare
 from evidencing.plan import PROBES, Probe
 from evidencing.published import publish
-from quality.workers import end_with_parent
+from quality.workers import pool
 
 
 def run(probes: Sequence[Probe], runs: Path, docs: Path, workers: int, minutes: float | None) -> list[str]:
@@ -22,14 +21,13 @@ def run(probes: Sequence[Probe], runs: Path, docs: Path, workers: int, minutes: 
     places = prepare(probes, runs / "inputs")
     threads = max(1, (os.cpu_count() or 1) // workers)
     queue, failed, finished = list(probes), list[str](), 0
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=end_with_parent, max_tasks_per_child=1) as pool:
+    with pool(workers, tasks_each=1) as processes:
         pending: dict[Future[str], Probe] = {}
         while queue or pending:
             late = minutes is not None and time.perf_counter() - begun > 60 * minutes
             while queue and len(pending) < workers and not late:
                 probe = queue.pop(0)
-                pending[pool.submit(measure, probe, *places[probe.name], runs / probe.name, threads)] = probe
+                pending[processes.submit(measure, probe, *places[probe.name], runs / probe.name, threads)] = probe
             if not pending:
                 break
             for future in wait(pending, return_when=FIRST_COMPLETED).done:

@@ -7,17 +7,16 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from quality import workers
 from quality.methods import LANES, METHODS
 from quality.runs import Cell, run
 from quality.store import Store
 from quality.tasks import SUITES, Suite
 from quality.walk import best_rate, start
-from quality.workers import end_with_parent
 
 SEEDS = (0, 1, 2)
 # Confirmed whatever the screen says; beside them NUM_BEST slices: the best that train no more entries than LoRA.
@@ -140,7 +139,7 @@ class Runner:
         return Cell(self.suite.name, task, method, rate, seed, self.suite.num_steps)
 
     def _pool(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._workers, mp_context=get_context("spawn"), initializer=end_with_parent)
+        return workers.pool(self._workers)
 
     def _submit(
         self,

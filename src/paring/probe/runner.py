@@ -79,9 +79,11 @@ def run(kind: str, model: str, *, out: str | Path, figure: bool = True, say: Say
                 folder.add(key, cell, time.perf_counter() - begun, tables)
                 lines.finished(cell)
             said = list(dict.fromkeys([*folder.record["notes"], *bench.notes]))  # of cells that were kept, too
-            folder.record |= {"notes": said, "versions": head["versions"] if todo else folder.record["versions"]}
-            finished = folder.record.get("finished") if not todo else None  # when the last of its cells was, or now
-            return _finish(found, settings, folder, [folder.cells[key] for key in keys], figure, say, finished or _now())
+            if todo:
+                folder.record |= {"versions": head["versions"], "finished": _now()}
+            folder.record.setdefault("finished", _now())
+            folder.record |= {"notes": said}
+            return _finish(found, settings, folder, [folder.cells[key] for key in keys], figure, say)
 
 
 class _Notes:
@@ -96,7 +98,7 @@ class _Notes:
         self._said = len(self._notes)
 
 
-def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], figure: bool, say: Say, finished: str) -> Result:
+def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], figure: bool, say: Say) -> Result:
     tables = gathered(cells)
     verdict = kind.verdict(tables, settings)
     summaries = kind.summaries(tables)
@@ -107,7 +109,6 @@ def _finish(kind: Kind, settings: Any, folder: Folder, cells: list[Finished], fi
     record = {
         **folder.record,
         "state": "finished",
-        "finished": finished,
         "seconds": round(sum(cell.seconds for cell in cells), 1),
         "num_cells": len(cells),
         "verdict": {
