@@ -34,7 +34,7 @@ def about(monkeypatch: pytest.MonkeyPatch) -> problem.Problem:
     """Two "fine-tunes" of an untrained ViT: random differences in two layers and in the head, which are each task's own."""
     monkeypatch.setattr(fronts, "BUDGET", {"digits": 4})
     monkeypatch.setattr(cells, "BUDGET", {"digits": 4})
-    monkeypatch.setattr(cells, "Fit", lambda seed=0: Fit(steps=3, seed=seed))
+    monkeypatch.setattr(cells, "Fit", lambda **given: Fit(steps=3, **given))
     models = {task: new_model(0).eval() for task in TASKS}
     problem.share_body(models)
     vectors, own = {}, {split: dict[str, float]() for split in ("validation", "test")}
@@ -98,11 +98,13 @@ def test_a_key_changes_with_what_its_line_depends_on(monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     monkeypatch.setattr(cells, "Fit", lambda: Fit(steps=1))
     assert {n for n, c in made.items() if c.key != before[n]} == {n for n, m in MERGES.items() if m.fitted}
+    monkeypatch.setattr(cells, "Fit", lambda: Fit(head_rate=0.3))
+    assert {n for n, c in made.items() if c.key != before[n]} == {n for n, m in MERGES.items() if m.heads}
 
 
 def test_the_plan_has_every_line_on_every_seed_of_the_vit_and_what_decides_on_every_seed_of_minilm() -> None:
     every, others = {"joint", *MERGES}, {"docstrings": {0}, "digits": {0, 1, 2}}
-    assert set(plan.DECISIVE) < every and {*report.BELOW_NPS, "nps", "fit"} < set(plan.DECISIVE)
+    assert set(plan.DECISIVE) < every and {*report.BELOW_NPS, "nps", "fit", "fit+heads"} < set(plan.DECISIVE)
     for suite, seeds in others.items():
         found = [(c.seed, c.merge) for group in plan.cells(suite) for c in group]
         assert len(found) == len(set(found))

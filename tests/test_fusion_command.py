@@ -207,9 +207,9 @@ def test_what_is_written_is_what_was_scored(of: Two, tmp_path: Path, method: str
             assert right(model, of.base, of.rows(task, "calibration")) == attempt["scores"]["calibration"][task]["accuracy"]
 
 
-def with_head(of: Two, merged: Path, task: str) -> nn.Module:
-    """A task's model from a merged encoder and the fine-tune's own head, by hand."""
-    delta = paring.load_delta(of.folder / task / "model.delta.safetensors")
+def with_head(of: Two, merged: Path, task: str, head: Path | None = None) -> nn.Module:
+    """A task's model from a merged encoder and a head, by hand; that of its fine-tune, or what lies in a delta."""
+    delta = paring.load_delta(head or of.folder / task / "model.delta.safetensors")
     made = BertForSequenceClassification(BertConfig(**delta.facts["config"])).eval()
     state = {f"bert.{n}": t for n, t in load_file(merged / "model.safetensors").items()}
     state |= {n: delta.change(n).values.view(delta.changes[n].shape) for n in delta.new}
@@ -277,6 +277,7 @@ def test_a_fitted_merge(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[s
     """Written as scored; and where its values follow from no configuration, that is said."""
     out, config = tmp_path / "merged", of.config(tmp_path / "m.yml")
     options = [*of.options("calibration", "validation", "test"), "--fit", "--fit-steps", "30", "--fit-rate", "0.3"]
+    options += ["--fit-head-rate", "0.2"]
     assert main(["fuse", str(config), str(out), *options]) == 0
     said, record = capsys.readouterr().out, read(out)
     *merges, last = record["tried"]
@@ -288,16 +289,24 @@ def test_a_fitted_merge(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert begun["shares"]["validation"]["mean"] == max(a["shares"]["validation"]["mean"] for a in merges)
     assert [a for a in record["tried"] if "test" in a["scores"]] == [last]
     fit = last["fit"]
-    assert {k: fit[k] for k in ("steps", "rate", "mix", "hidden", "seed")} == {
-        "steps": 30, "rate": 0.3, "mix": 0.15, "hidden": 0.3, "seed": 0,
+    assert {k: fit[k] for k in ("steps", "rate", "head_rate", "mix", "hidden", "seed")} == {
+        "steps": 30, "rate": 0.3, "head_rate": 0.2, "mix": 0.15, "hidden": 0.3, "seed": 0,
     }  # fmt: skip
     assert all(fit["after"][t] < 0.8 * fit["before"][t] for t in TASKS)
     assert re.fullmatch("[0-9a-f]{32,}", record["calibration"]["size"].rpartition(":")[2])
+    heads = {task: out / "heads" / f"{task}.delta.safetensors" for task in TASKS}
     for split in ("calibration", "validation", "test"):
         for task in TASKS:
-            assert right(with_head(of, out, task), of.base, of.rows(task, split)) == last["scores"][split][task]["accuracy"]
-    heads = [out / "heads" / f"{task}.delta.safetensors" for task in TASKS]
-    assert main(["apply", str(out), str(heads[0]), str(tmp_path / "subject")]) == 0
+            found = right(with_head(of, out, task, heads[task]), of.base, of.rows(task, split))
+            assert found == last["scores"][split][task]["accuracy"]
+    assert f"and {fit['head_entries']:,} of the tasks' heads, tuned for 30 steps" in said
+    for task, head in heads.items():
+        own, tuned = paring.load_delta(of.folder / task / "model.delta.safetensors"), paring.load_delta(head)
+        assert tuned.new == own.new and tuned.new
+        assert not any(torch.equal(tuned.change(n).values, own.change(n).values) for n in own.new)
+    every = [change.shape.numel() for head in heads.values() for change in paring.load_delta(head).changes.values()]
+    assert fit["head_entries"] == sum(every)
+    assert main(["apply", str(out), str(heads["subject"]), str(tmp_path / "subject")]) == 0
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "subject").eval()
     assert right(model, of.base, of.rows("subject", "test")) == last["scores"]["test"]["subject"]["accuracy"]
 
@@ -382,10 +391,17 @@ def test_what_is_fitted(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert last["label"].endswith(", fitted") and last["weights"] in [a["weights"] for a in merges]
     record = fitted("pruned", tmp_path / "layers.yml", "--prune", "magnitude", "--keep", "0.001")
     assert [a["label"] for a in record["tried"]] == ["as configured", "as configured, fitted"]
+    assert all(a["fit"]["head_entries"] > 0 for a in record["tried"][1:])
     before = record["tried"][1]["fit"]["before"]  # nearly the base: far from whole fine-tunes, not from pruned ones
     assert all(distance > 0.1 for distance in before.values())
     models = [m["model"] for m in yaml.safe_load((tmp_path / "pruned" / "paring-fuse.yml").read_text())["models"]]
     assert models == [str(tmp_path / "pruned.pruned" / f"{t}.delta.safetensors") for t in TASKS]
+    record = fitted("kept", of.config(tmp_path / "m.yml"), "--fit-head-rate", "0")
+    assert [a["fit"]["head_entries"] for a in record["tried"] if a["fit"]] == [0]
+    for task in TASKS:  # heads as the fine-tunes have them
+        own = paring.load_delta(of.folder / task / "model.delta.safetensors")
+        kept = paring.load_delta(tmp_path / "kept" / "heads" / f"{task}.delta.safetensors")
+        assert all(torch.equal(kept.change(n).values, own.change(n).values) for n in own.new)
     capsys.readouterr()
     record = fitted("none", tmp_path / "layers.yml", "--fit-rate", "1e20")
     assert [a["label"] for a in record["tried"]] == ["as configured"]
@@ -474,6 +490,8 @@ def test_what_is_refused(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[
     )
     assert "emr writes a bank, and values are fitted for one merged model" in said(*both, "--fit", method="emr")
     assert "--fit-steps is of a fit; give --fit, too" in said(*both, "--fit-steps", "3")
+    assert "--fit-head-rate is of a fit; give --fit, too" in said(*both, "--fit-head-rate", "0")
+    assert "head_rate is -0.5; expected a number, at least 0" in said(*both, "--fit", "--fit-head-rate", "-0.5")
     assert "steps is 0; expected a whole number, at least 1" in said(*both, "--fit", "--fit-steps", "0")
     assert "--pruned is for pruned task vectors, and nothing is pruned" in said(*both, "--pruned", str(tmp_path / "p"))
     assert "layer_groups is 9, and the tasks change 2 layers" in said(*both, "--layer-groups", "9", "--budget", "4")

@@ -73,19 +73,21 @@ def teachers(of: Three) -> dict[str, nn.Module]:
     return found
 
 
-def distances(of: Three, merging: Merging, values: Mapping[str, Tensor], settings: Settings = SUM) -> dict[str, float]:
-    """Of values on the models to whole fine-tunes, by hand."""
+def distances(of: Three, merging: Merging, fitted: Fitted | None, settings: Settings = SUM) -> dict[str, float]:
+    """Of the merge, or of fitted values on the models, to whole fine-tunes, by hand."""
     imitated, found = teachers(of), {}
     with merging, torch.no_grad():
         merging.to(settings)
-        merging.put(values)
+        if fitted is not None:
+            merging.put(fitted.values, fitted.heads)
         for task, lesson in lessons().items():
             every = [float(lesson.distance(of.models[task], imitated[task], batch)) for batch in lesson.batches]
             found[task] = sum(every) / len(every)
     return found
 
 
-def test_the_steps_are_those_of_a_plain_loop() -> None:
+@pytest.mark.parametrize("head_rate", [0.0, 0.3])
+def test_the_steps_are_those_of_a_plain_loop(head_rate: float) -> None:
     """One batch a task, nothing mixed: so that a loop with autograd and Adam, and copies of everything, must do the same."""
     of, rows = three(), {t: Lesson([lesson.batches[0]]) for t, lesson in lessons().items()}
     imitated, students = teachers(of), {task: copy.deepcopy(model).eval() for task, model in of.models.items()}
@@ -94,16 +96,22 @@ def test_the_steps_are_those_of_a_plain_loop() -> None:
         merging.to(SUM)
         start = {name: tensor.clone() for name, tensor in merging.merged()}
     values = {name: nn.Parameter(tensor) for name, tensor in start.items()}
+    heads = {
+        task: {n: nn.Parameter(p.detach().clone()) for n, p in model.named_parameters() if n.startswith("classifier")}
+        for task, model in imitated.items()
+    }
+    sizes = {task: torch.cat([p.detach().flatten() for p in head.values()]) for task, head in heads.items()}
     squares = [torch.cat([v[n].flatten() for n in start if n in v], 0).square().sum() for v in of.vectors.values()]
     scale = math.sqrt(sum(float(s) for s in squares) / (3 * sum(v.numel() for v in values.values())))
-    adam = torch.optim.Adam(values.values())
+    highest = [0.2 * scale, *(head_rate * float(v.square().mean().sqrt()) for v in sizes.values())]
+    adam = torch.optim.Adam([{"params": list(of.values())} for of in (values, *heads.values())])
     for step in range(22):
-        adam.param_groups[0]["lr"] = 0.2 * scale * min((step + 1) / 20, 1 - step / 22)
+        for group, rate in zip(adam.param_groups, highest, strict=True):
+            group["lr"] = rate * min((step + 1) / 20, 1 - step / 22)
         adam.zero_grad()
         total = torch.zeros(())
         for task, lesson in rows.items():
-            heads = {n: t for n, t in imitated[task].named_parameters() if n.startswith("classifier")}
-            put = {**values, **heads}
+            put = {**values, **heads[task]}
 
             def answers(model: nn.Module, batch: Mapping[str, Tensor], put: Mapping[str, Tensor] = put) -> list[Tensor]:
                 inputs = {"input_ids": batch["input_ids"], "output_hidden_states": True}
@@ -116,13 +124,19 @@ def test_the_steps_are_those_of_a_plain_loop() -> None:
         (total / 3).backward()
         adam.step()
     told: list[tuple[int, float]] = []
-    found = fit(merging, SUM, rows, Fit(steps=22, rate=0.2, mix=0), report=lambda *step: told.append(step))
+    found = fit(merging, SUM, rows, Fit(steps=22, rate=0.2, head_rate=head_rate, mix=0), report=lambda *step: told.append(step))
     assert found.rate == 0.2 and [step for step, _ in told] == [*range(1, 23)]
     assert told[0][1] == pytest.approx(found.distance[0])
     assert set(found.values) == set(start)
     for name, value in found.values.items():
         assert not torch.equal(value, start[name]) or "layer.1" in name or "position" in name, name
         torch.testing.assert_close(value, values[name].detach(), atol=2e-5, rtol=1e-4)
+    assert set(found.heads) == (set(TASKS) if head_rate else set())
+    for task, head in found.heads.items():
+        assert set(head) == {"classifier.weight", "classifier.bias"}
+        for name, value in head.items():
+            assert not torch.equal(value, dict(imitated[task].named_parameters())[name])
+            torch.testing.assert_close(value, heads[task][name].detach(), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -149,8 +163,13 @@ def test_it_comes_nearer_and_leaves_all_as_it_was(dtype: torch.dtype) -> None:
     assert_same_bits(dict(found.values), dict(runs[1].values))  # the same each time
     for model in of.models.values():
         model.eval()
-    assert distances(of, merging, {}) == pytest.approx(found.before, rel=1e-5)
-    assert distances(of, merging, found.values) == pytest.approx(found.after, rel=1e-5)
+    assert all(t.dtype == dtype for head in found.heads.values() for t in head.values())
+    for task in TASKS:
+        assert_same_bits(dict(found.heads[task]), dict(runs[1].heads[task]))
+    assert distances(of, merging, None) == pytest.approx(found.before, rel=1e-5)
+    assert distances(of, merging, found) == pytest.approx(found.after, rel=1e-5)
+    for model, before in zip(of.models.values(), stored, strict=True):
+        assert_same_bits(bits(model), before)  # heads, too, are back
     other = fit(merging, SUM, lessons(), Fit(steps=12, rate=2.0, seed=1))
     assert any(not torch.equal(v, found.values[n]) for n, v in other.values.items())
 
@@ -166,6 +185,8 @@ def test_a_rate_too_high_is_lowered_or_leaves_the_merge_as_it_is() -> None:
         with merging:
             merging.to(SUM)
             assert_same_bits(dict(none.values), dict(merging.merged()))
+            for task, model in of.models.items():
+                assert_same_bits(dict(none.heads[task]), {n: t for n, t in bits(model).items() if n.startswith("classifier")})
 
 
 def test_values_that_are_not_finite_are_not_taken_though_no_row_shows_it() -> None:
@@ -185,15 +206,15 @@ def test_any_method_and_pruned_task_vectors_which_learn_from_whole_ones() -> Non
     settings = same_for_all(method("linear").resolve({"weight": 1.0}, [{}] * 3))
     merging = of.merging("linear", settings)
     found = fit(merging, settings, lessons(), Fit(steps=6))
-    assert distances(of, merging, found.values, settings) == pytest.approx(found.after, rel=1e-5)
+    assert distances(of, merging, found, settings) == pytest.approx(found.after, rel=1e-5)
     assert set(found.values) == set(of.merging().names)
 
     whole = hold({t: Task(m, of.vectors[t]) for t, m in of.models.items()})
     pruned = Three(of.models, {t: prune(v, "magnitude", 0.05).in_memory() for t, v in of.vectors.items()})
     merging = pruned.merging()
     to_whole, to_pruned = (fit(merging, SUM, lessons(), Fit(steps=6), tuned=tuned) for tuned in (whole, None))
-    assert distances(of, merging, to_whole.values) == pytest.approx(to_whole.after, rel=1e-5)
-    assert distances(pruned, merging, to_pruned.values) == pytest.approx(to_pruned.after, rel=1e-5)
+    assert distances(of, merging, to_whole) == pytest.approx(to_whole.after, rel=1e-5)
+    assert distances(pruned, merging, to_pruned) == pytest.approx(to_pruned.after, rel=1e-5)
 
 
 def test_what_is_refused() -> None:
@@ -214,6 +235,8 @@ def test_what_is_refused() -> None:
     for wrong, message in (
         ({"steps": 0}, "steps is 0; expected a whole number, at least 1"),
         ({"rate": math.nan}, "rate is nan; expected a number above 0"),
+        ({"head_rate": -0.1}, "head_rate is -0.1; expected a number, at least 0"),
+        ({"head_rate": math.inf}, "head_rate is inf; expected a number, at least 0"),
         ({"mix": 1.0}, "mix is 1.0; expected a share in [0, 1)"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):

@@ -10,6 +10,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fusing.fronts import BUDGET, SUBSPACES, task_vectors
 from fusing.joint import joint
@@ -47,7 +48,7 @@ class Cell:
             what["rates"] = rates
         if self.merge != "joint":
             merge = MERGES[self.merge]
-            what |= {"how": asdict(merge)}
+            what |= {"how": {k: v for k, v in asdict(merge).items() if k not in ("title", "heads")}}
             if merge.searched or merge.front in ("nps", "fitted"):
                 what |= {"budget": BUDGET[self.suite], "subspaces": SUBSPACES, "keep": KEEP}
             if merge.searched:
@@ -55,7 +56,8 @@ class Cell:
             if merge.front == "fitted":
                 what |= {"refit": refit_identity()}
             if merge.fitted:
-                what |= {"fit": asdict(Fit())}
+                # Cells that were measured when heads were never tuned keep their keys.
+                what |= {"fit": {k: v for k, v in asdict(Fit()).items() if merge.heads or k != "head_rate"}}
         return blake2b(dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -92,7 +94,9 @@ def _merged(about: Problem, merge: Merge, zoo: Path, results: Path) -> dict[str,
     for setting in tried:
         # A weight for each model where the method has one; the search replaces it.
         given = how.resolve({"weight": 1.0, **setting} if _weighted(how) else setting, [{} for _ in models])
-        settings, chosen, values = same_for_all(given), dict(setting), {}
+        settings, chosen = same_for_all(given), dict(setting)
+        values: Mapping[str, Tensor] = {}
+        heads: Mapping[str, Mapping[str, Tensor]] = {}
         merging = Merging(models, parts, how, settings, seed=about.seed)
         if merge.searched:
             names = Coefficients(parts.tasks)
@@ -101,11 +105,12 @@ def _merged(about: Problem, merge: Merge, zoo: Path, results: Path) -> dict[str,
             settings, chosen = names.settings(found.x, how, settings), {"weights": list(found.x)}
         if merge.fitted:
             imitated = None if merge.front == "whole" else hold(about.parts())
-            fitted = fit(merging, settings, about.lessons, Fit(seed=about.seed), tuned=imitated)
-            values, chosen = dict(fitted.values), {**chosen, "distance": list(fitted.distance)}
+            how_to = Fit(seed=about.seed) if merge.heads else Fit(seed=about.seed, head_rate=0.0)
+            fitted = fit(merging, settings, about.lessons, how_to, tuned=imitated)
+            values, heads, chosen = fitted.values, fitted.heads, {**chosen, "distance": list(fitted.distance)}
         with merging:
             merging.to(settings)
-            merging.put(values)
+            merging.put(values, heads)
             score = share(about.accuracies("validation"), about.own["validation"])
             if best is None or score > best[0]:
                 best = score, chosen, about.accuracies("test")

@@ -20,6 +20,7 @@ class Merge:
             "slices" at one place, or slices in "lanes", which have no entry in common.
         searched: whether a weight for each task is searched on calibration rows.
         fitted: whether the values of the average are tuned towards the fine-tunes' answers on calibration rows.
+        heads: whether the tasks' heads are tuned with them.
         static: one model for all tasks; not, where each task has a state of its own beside it.
     """
 
@@ -29,6 +30,7 @@ class Merge:
     front: str = "whole"
     searched: bool = False
     fitted: bool = False
+    heads: bool = False
     static: bool = True
 
     def settings(self) -> Sequence[Setting]:
@@ -80,7 +82,8 @@ MERGES = {
     "lanes": Merge("slices in lanes, put together", "disjoint", (), "lanes"),
     "lanes+sum": Merge("slices in lanes, task arithmetic", "task_arithmetic", _SUM, "lanes"),
     "lanes+searched": Merge("slices in lanes, weights searched", "task_arithmetic", (), "lanes", searched=True),
-    "fit": Merge("fitted merge (paring fuse --fit)", "task_arithmetic", fitted=True),
-    "nps+fit": Merge("NPS, fitted merge", "task_arithmetic", (), "nps", fitted=True),
+    "fit+heads": Merge("fitted merge (paring fuse --fit)", "task_arithmetic", fitted=True, heads=True),
+    "fit": Merge("fitted merge, the fine-tunes' heads (--fit-head-rate 0)", "task_arithmetic", fitted=True),
+    "nps+fit": Merge("NPS, fitted merge, the fine-tunes' heads", "task_arithmetic", (), "nps", fitted=True),
     "emr": Merge("EMR (a mask and a scale for each task)", "emr", static=False),
 }

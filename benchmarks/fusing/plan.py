@@ -13,7 +13,7 @@ from quality.store import Store
 SEEDS = (0, 1, 2)
 DECISIVE = (  # what the goals name, the best without data, and the fit
     *("joint", "base", "average", "task_arithmetic", "ties", "dare_linear", "dare_ties", "consensus", "pcb", "tsv"),
-    *("nps", "fit", "emr"),
+    *("nps", "fit+heads", "fit", "emr"),
 )
 SCREENED = {"digits": SEEDS, "docstrings": (0,)}  # seeds of all other lines
 

@@ -51,6 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(
         fit, "--fit-rate", type=float, metavar="SHARE", help="the first attempt's, of the task vectors' root mean square (0.12)"
     )
+    option(fit, "--fit-head-rate", type=float, metavar="SHARE", help="of heads, of their root mean square; 0: they stay (0.1)")
 
     search = parser.add_argument_group("the search")
     option(search, "--objective", choices=("mean", "worst"), help="over tasks, of scores over the fine-tunes' (mean)")
@@ -78,7 +79,7 @@ _OWN = (
     *_OF_TASKS,
     *("held_out", "batch_size", "objective", "by", "layer_groups", "budget", "most", "own_heads", "seed", "search", "workers"),
     *("prune", "keep", "subspaces", "parts", "steps", "values", "pruned"),
-    *("fit", "fit_steps", "fit_rate"),
+    *("fit", "fit_steps", "fit_rate", "fit_head_rate"),
 )
 
 
@@ -92,7 +93,7 @@ def given(options: argparse.Namespace) -> dict[str, Any]:
     if found and "calibration" not in found:
         first = next(iter(found)).replace("task_config", "config").replace("_", "-")
         raise ValueError(f"--{first} is of a merge with rows of the tasks; give --calibration NAME=FILE of each model")
-    for name in ("fit_steps", "fit_rate"):
+    for name in ("fit_steps", "fit_rate", "fit_head_rate"):
         if name in found and "fit" not in found:
             raise ValueError(f"--{name.replace('_', '-')} is of a fit; give --fit, too, or leave it out")
     return found

@@ -84,7 +84,7 @@ def fused(model: nn.Module, shifts: Sequence[Shift], out: Path, deltas: Path, st
     seconds = time.perf_counter() - begun
     with merging:
         merging.to()
-        merging.put(found.values)
+        merging.put(found.values, found.heads)
         num_bytes = _write(model, merging, out / FOLDER)
     fitted = _from_files(shifts, out / FOLDER)
     results = zip((shift.name for shift in shifts), average, ties, fitted, strict=True)

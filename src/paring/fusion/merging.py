@@ -7,6 +7,7 @@ each task that changes part of it), never of the model's. The same methods work 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -109,10 +110,18 @@ class Merging:
             self._tensors[name].copy_(before)
 
     @torch.no_grad()
-    def put(self, values: Mapping[str, Tensor]) -> None:
-        """Puts other values on the models, in the place of a merge's; by name in the output, of ``names`` alone."""
+    def put(self, values: Mapping[str, Tensor], heads: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})) -> None:
+        """Puts other values on the models, in the place of a merge's.
+
+        Args:
+            values: by name in the output, of ``names`` alone.
+            heads: by task and name in its model; until the context is left.
+        """
         for name, tensor in values.items():
             self._tensors[name].copy_(tensor)
+        for task, source in zip(self.parts.tasks, self._heads, strict=True):
+            for name, tensor in heads.get(task, {}).items():
+                source.tensor(name).copy_(tensor)
 
     def base(self, name: str) -> Tensor:
         """The base's tensor, whatever is on the models now; by name in the output."""

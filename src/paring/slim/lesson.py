@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Key = TypeVar("Key")
 Batch = Mapping[str, Tensor]
 Outputs = Callable[[nn.Module, Batch], Sequence[Tensor]]
 
@@ -110,8 +112,8 @@ def parts(batch: Batch, rows: int) -> list[Batch]:
 
 
 @contextmanager
-def gradients(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tensor], None], model: nn.Module) -> Iterator[None]:
-    """While this is open, ``backward`` hands each parameter's gradient to ``take`` and frees it, one at a time.
+def gradients(parameters: Mapping[Key, nn.Parameter], take: Callable[[Key, Tensor], None], model: nn.Module) -> Iterator[None]:
+    """While this is open, ``backward`` hands each parameter's gradient to ``take``, with its key, and frees it, one at a time.
 
     No other parameter of ``model`` needs a gradient meanwhile; flags, gradients and modes (evaluation, inside) are put back.
     """
@@ -120,10 +122,10 @@ def gradients(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tenso
     modes = [(module, module.training) for module in model.modules()]
     handles = []
 
-    def hook(name: str) -> Callable[[Tensor], None]:
+    def hook(key: Key) -> Callable[[Tensor], None]:
         def handed(parameter: Tensor) -> None:
             assert parameter.grad is not None
-            take(name, parameter.grad)
+            take(key, parameter.grad)
             parameter.grad = None
 
         return handed
@@ -133,9 +135,9 @@ def gradients(parameters: Mapping[str, nn.Parameter], take: Callable[[str, Tenso
         for p in every:
             p.requires_grad_(False)
             p.grad = None
-        for name, p in parameters.items():
+        for key, p in parameters.items():
             p.requires_grad_(True)
-            handles.append(p.register_post_accumulate_grad_hook(hook(name)))
+            handles.append(p.register_post_accumulate_grad_hook(hook(key)))
         with torch.enable_grad():
             yield
     finally:

@@ -98,7 +98,7 @@ class Body:
         with self.merging:
             self.merging.to(attempt.settings(self.merging.how, self.given))
             if attempt.fitted is not None:
-                self.merging.put(attempt.fitted.values)
+                self.merging.put(attempt.fitted.values, attempt.fitted.heads)
             return replace(attempt, scores={**attempt.scores, **{split: self.about.scores(split) for split in splits}})
 
 

@@ -75,8 +75,9 @@ def weights_table(chosen: Attempt) -> list[str]:
 def fit_line(of: Mapping[str, Any]) -> str:
     """A fit, from its record, as a sentence."""
     before, after = (sum(d.values()) / len(d) for d in (of["before"], of["after"]))
+    heads = f", and {of['head_entries']:,} of the tasks' heads" if of["head_entries"] else ""
     return (
-        f"Fitted: {of['entries']:,} entries of {of['tensors']} tensors, tuned for {of['steps']} steps to answer as the "
+        f"Fitted: {of['entries']:,} entries of {of['tensors']} tensors{heads}, tuned for {of['steps']} steps to answer as the "
         f"fine-tunes do on their calibration rows (without labels); distance {before:.4f} before, {after:.4f} after"
     )
 
@@ -111,11 +112,13 @@ def _fit(fitted: Fitted, how: Fit) -> dict[str, Any]:
     return {
         **asdict(how),
         "rate": fitted.rate,
+        "head_rate": how.head_rate * fitted.rate / how.rate,
         "hidden": Lesson.hidden,
         "before": dict(fitted.before),
         "after": dict(fitted.after),
         "tensors": len(fitted.values),
         "entries": sum(tensor.numel() for tensor in fitted.values.values()),
+        "head_entries": sum(tensor.numel() for head in fitted.heads.values() for tensor in head.values()),
     }
 
 

@@ -105,7 +105,8 @@ def fuse_searched(
             base = plan.models[plan.main]
             assert isinstance(base, Checkpoint)
             scores = {t.name: {split: of[t.name].metric[1] for split, of in chosen.scores.items()} for t in about.tasks}
-            heads = finish(merged, out, about.tasks, base.source, found, lines, scores, overwrite)
+            tuned = chosen.fitted.heads if chosen.fitted else {}
+            heads = finish(merged, out, about.tasks, base.source, found, lines, scores, overwrite, tuned)
     except BaseException:
         clear(merged)
         raise

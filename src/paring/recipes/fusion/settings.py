@@ -27,7 +27,7 @@ class FusionSettings:
         by: what a score is: "accuracy" (of causal-lm the likelihood), or "loss", the likelihood exp(-loss).
         fit: whether the merged values are tuned on the calibration rows, see ``paring.fusion.fitting``. Weights are searched
             before only if ``layer_groups``, ``budget``, ``most``, ``workers`` or ``search`` is given.
-        fit_steps, fit_rate: of it, see ``Fit``.
+        fit_steps, fit_rate, fit_head_rate: of it, see ``Fit``.
         layer_groups: runs of layers that have weights of their own; 1: a weight for each task.
         budget: evaluations of a search, at least 2; None: 200.
         most: the largest weight that is tried.
@@ -52,6 +52,7 @@ class FusionSettings:
     fit: bool = False
     fit_steps: int = Fit().steps
     fit_rate: float = Fit().rate
+    fit_head_rate: float = Fit().head_rate
     layer_groups: int = 1
     budget: int | None = None
     most: float = 2.0
@@ -104,7 +105,7 @@ class FusionSettings:
 
     def fitting(self) -> Fit:
         """How merged values are tuned."""
-        return Fit(steps=self.fit_steps, rate=self.fit_rate, seed=self.seed)
+        return Fit(steps=self.fit_steps, rate=self.fit_rate, head_rate=self.fit_head_rate, seed=self.seed)
 
     def nps(self) -> Nps:
         """How task vectors are cut."""

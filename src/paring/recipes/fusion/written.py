@@ -15,15 +15,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paring.delta.align import align
+from torch import Tensor, nn
+
+from paring.delta.align import align, located
 from paring.delta.base import Base, TensorFacts, dtype_name
 from paring.delta.card import cell
-from paring.delta.change import exact_change
+from paring.delta.change import Change, exact_change
 from paring.delta.checkpoint.companions import is_text, module_folders
 from paring.delta.checkpoint.read import open_checkpoint
 from paring.delta.files import save_delta
 from paring.delta.places import Everywhere
-from paring.delta.sources import CheckpointSource, Source
+from paring.delta.sources import CheckpointSource, MemorySource, Source
 from paring.delta.taskvector import Lazy, TaskVector, ready
 from paring.files import put_in_place, sync
 from paring.fuse.output import refuse_present
@@ -58,12 +60,14 @@ def finish(
     table: Sequence[str],
     scores: Mapping[str, Mapping[str, Any]],
     overwrite: bool,
+    fitted: Mapping[str, Mapping[str, Tensor]],
 ) -> list[str]:
     """Puts everything beside the merged weights, and the folder in its place.
 
     Args:
         merged: the folder that ``paring.fuse.engine`` wrote. base: of the tasks.
         table: lines for the card. scores: of the merge, by task, for the heads' facts.
+        fitted: of heads that were tuned, by task and name in its model.
 
     Returns:
         Names of the heads.
@@ -76,7 +80,8 @@ def finish(
         facts = {k: v for k, v in task.vector.facts.items() if k in ("config", "settings")}
         facts |= {"config": dict(task.config), "method": "head of a merge", "task": task.name, "scores": scores[task.name]}
         path = merged / HEADS / f"{task.name}{SUFFIX}"
-        save_delta(head(task.vector, base, source), path, facts)
+        vector = _with_head(task.vector, task.side.model, fitted.get(task.name, {}))
+        save_delta(head(vector, base, source), path, facts)
         written.append(f"{HEADS}/{path.name}")
     (merged / SEARCH).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     card = (merged / CARD).read_text("utf-8")
@@ -112,6 +117,16 @@ def head(vector: TaskVector, base: Source, merged: Source) -> TaskVector:
         before, places = merged.tensor(there), Everywhere(change.values.numel())
         changes[name] = ready(exact_change(before.view(-1), change.values, places, change.shape))
     return TaskVector(changes, Base(tensors, vector.base.tied, merged.origin), vector.removed)
+
+
+def _with_head(vector: TaskVector, model: nn.Module, values: Mapping[str, Tensor]) -> TaskVector:
+    """The task vector with other values of its head; by name in the model."""
+    found, changes = vector.base.places_in(MemorySource(model)), dict(vector.changes)
+    for name in vector.new:
+        if (tensor := values.get(located(name, found))) is not None:
+            places = Everywhere(tensor.numel())
+            changes[name] = ready(Change(tensor.shape, tensor.dtype, "new", places, places.gather(tensor.cpu())))
+    return TaskVector(changes, vector.base, vector.removed, vector.facts)
 
 
 def _facts(source: Source, name: str) -> TensorFacts:
