@@ -49,9 +49,7 @@ class Fit:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_tuning(self.steps, self.rate, self.mix)
-        if not (math.isfinite(self.head_rate) and self.head_rate >= 0):
-            raise ValueError(f"head_rate is {self.head_rate!r}; expected a number, at least 0")
+        check_tuning(self.steps, self.rate, self.mix, self.head_rate)
 
 
 @dataclass(frozen=True, eq=False)

@@ -91,11 +91,11 @@ def endless(lesson: Lesson, mix: float, generator: torch.Generator) -> Iterator[
             yield mixed(batch, mix, generator) if mix else batch
 
 
-def check_tuning(steps: int, rate: float, mix: float) -> None:
+def check_tuning(steps: int, rate: float, mix: float, head_rate: float) -> None:
     """Settings of what is tuned by a lesson.
 
     Raises:
-        ValueError: ``steps`` below 1, ``rate`` not above 0, ``mix`` outside of [0, 1).
+        ValueError: ``steps`` below 1, ``rate`` not above 0, ``mix`` outside of [0, 1), ``head_rate`` below 0.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps is {steps!r}; expected a whole number, at least 1")
@@ -103,6 +103,8 @@ def check_tuning(steps: int, rate: float, mix: float) -> None:
         raise ValueError(f"rate is {rate!r}; expected a number above 0")
     if not 0 <= mix < 1:
         raise ValueError(f"mix is {mix!r}; expected a share in [0, 1)")
+    if not (math.isfinite(head_rate) and head_rate >= 0):
+        raise ValueError(f"head_rate is {head_rate!r}; expected a number, at least 0")
 
 
 def parts(batch: Batch, rows: int) -> list[Batch]:

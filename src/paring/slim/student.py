@@ -1,7 +1,7 @@
 """The entries that a pruned task vector keeps, on its base: other values for them are tried beside the whole fine-tune."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,9 +25,11 @@ class Student:
         pruned: as the pruners give it. model: its base.
         teacher: the fine-tune. lesson: what is compared.
         stored, group: the type that values will be stored in (``save_delta``); on the model is what comes back of them.
+        heads: whether its new tensors, which are stored whole, are tuned, too.
 
     Attributes:
-        kept: the values as they were pruned.
+        kept: the values as they were pruned; of a new tensor all entries, as what is added to the fine-tune's: zeros.
+        heads: names of the new tensors among them.
         parameters: those of the model that hold an entry.
 
     Raises:
@@ -35,7 +37,15 @@ class Student:
     """
 
     def __init__(
-        self, pruned: TaskVector, model: nn.Module, teacher: nn.Module, lesson: Lesson, stored: str = "fp32", group: int = 0
+        self,
+        pruned: TaskVector,
+        model: nn.Module,
+        teacher: nn.Module,
+        lesson: Lesson,
+        stored: str = "fp32",
+        group: int = 0,
+        *,
+        heads: bool = False,
     ) -> None:
         self._pruned, self._model, self._teacher, self._lesson = pruned, model, teacher, lesson
         self._stored, self._group = stored, group
@@ -47,6 +57,11 @@ class Student:
         on = next(model.parameters()).device
         at = {n: c.places.flat(c.shape).to(on) for n, c in changes.items()}
         numbers = {n: c.difference(f"'{n}'").to(on, torch.float32) for n, c in changes.items()}
+        new = self.placing.parameters(pruned.new if heads else ())
+        self.heads = frozenset(new)
+        at |= {n: torch.arange(p.numel(), device=on) for n, p in new.items()}
+        numbers |= {n: torch.zeros(p.numel(), device=on) for n, p in new.items()}
+        self.parameters |= new
         self._at = {n: at[n] for n in self.parameters}
         self.kept: Values = {n: numbers[n] for n in self.parameters}
         self._fixed = [(n, at[n], numbers[n]) for n in changes if n not in self.parameters]
@@ -75,16 +90,27 @@ class Student:
 
     def changes(self, values: Values) -> dict[str, Lazy]:
         """The task vector's tensors that have other values now."""
-        found = {name: (self._pruned.change(name), value.detach().cpu()) for name, value in values.items()}
-        return {name: ready(replace(change, values=v.to(wide(change.dtype)))) for name, (change, v) in found.items()}
+        out: dict[str, Lazy] = {}
+        for name, value in values.items():
+            change = self._pruned.change(name)
+            to = wide(change.dtype)
+            found = value.detach().cpu().to(to)
+            if name in self.heads:
+                found = (change.values.to(to) + found).to(change.dtype)
+            out[name] = ready(replace(change, values=found))
+        return out
 
     def rms(self) -> float:
         """The root mean square of the values that were kept."""
-        count = sum(v.numel() for v in self.kept.values())
-        return math.sqrt(sum(float(v.double().square().sum()) for v in self.kept.values()) / count)
+        return _rms([v for n, v in self.kept.items() if n not in self.heads])
+
+    def rms_of_heads(self) -> float:
+        """The root mean square of the new tensors' entries, as the fine-tune has them; 0: none is tuned."""
+        return _rms([self._pruned.change(name).values for name in self.heads])
 
     def _entries(self, values: Values) -> list[Entries]:
-        return [*self._fixed, *((n, self._at[n], self._comes_back(v.detach())) for n, v in values.items())]
+        coded = ((n, v.detach() if n in self.heads else self._comes_back(v.detach())) for n, v in values.items())
+        return [*self._fixed, *((n, self._at[n], v) for n, v in coded)]
 
     def _comes_back(self, values: Tensor) -> Tensor:
         """What a file gives back of values that are coded coarsely; others as they are, and what cannot be coded."""
@@ -92,3 +118,8 @@ class Student:
             return values
         raw, scales = quantise(values.cpu(), self._stored, self._group)
         return dequantise(raw, self._stored, values.numel(), self._group, scales, "a refit").to(values.device)
+
+
+def _rms(tensors: Sequence[Tensor]) -> float:
+    count = sum(t.numel() for t in tensors)
+    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors) / count) if count else 0.0
