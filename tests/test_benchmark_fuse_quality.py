@@ -61,7 +61,7 @@ def state(models: dict[str, nn.Module]) -> list[torch.Tensor]:
     return [tensor.clone() for model in models.values() for tensor in model.state_dict().values()]
 
 
-@pytest.mark.parametrize("name", ["base", "average", "ties", "searched", "nps", "fit", "nps+fit", "emr"])
+@pytest.mark.parametrize("name", ["base", "average", "ties", "searched", "nps", "fit", "fit+heads", "nps+fit", "emr"])
 def test_a_line_is_measured_and_the_models_are_as_before(name: str, about: problem.Problem, tmp_path: Path) -> None:
     before = state(about.models)  # type: ignore[arg-type]
     merge = replace(MERGES[name], grid=tuple((key, values[:2]) for key, values in MERGES[name].grid))

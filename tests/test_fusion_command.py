@@ -267,6 +267,39 @@ def test_a_head_that_the_base_has_too(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "paring:" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("method", ["linear", "task_arithmetic"])
+@pytest.mark.parametrize("fit", [[], ["--fit", "--fit-steps", "30", "--fit-rate", "0.4"]])
+def test_own_heads_by_any_method(tmp_path: Path, method: str, fit: list[str]) -> None:
+    """Of a base with a head of the same classes: nothing of it is on a task's model, tuned or not, and what is written is what
+    was scored."""
+    of: Digits = digits()
+    base = ViTForImageClassification.from_pretrained(of.base)
+    for name, steps in (("briefly", 25), ("long", 60)):
+        tuning(base, steps=steps).save_pretrained(tmp_path / name)
+    weight = (0.3 if method == "linear" else 0.05) if fit else 0.5  # far from both
+    plain = {
+        "merge_method": method,
+        "models": [{"model": str(tmp_path / t), "parameters": {"weight": weight}} for t in ("long", "briefly")],
+        "base_model": str(of.base),
+        "parameters": {"normalize": False} if method == "linear" else {},
+    }
+    (tmp_path / "m.yml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    splits = ("calibration", "validation")
+    rows = [a for s in splits for a in (f"--{s}", *(f"{t}={of.turned / s}" for t in ("long", "briefly")))]
+    out = tmp_path / "merged"
+    assert main(["fuse", str(tmp_path / "m.yml"), str(out), *rows, "--own-heads", *(fit or ["--budget", "6"])]) == 0
+    record = read(out)
+    chosen = next(a for a in record["tried"] if a["label"] == record["chosen"])
+    assert bool(chosen["fit"]) == bool(fit)
+    for task in ("long", "briefly"):
+        whole = tmp_path / f"own-{task}"
+        assert main(["apply", str(out), str(out / "heads" / f"{task}.delta.safetensors"), str(whole)]) == 0
+        model = ViTForImageClassification.from_pretrained(whole).eval()
+        own = load_file(tmp_path / task / "model.safetensors")["classifier.weight"]
+        assert torch.equal(model.classifier.weight, own) == (not fit)
+        assert on_digits(model) == chosen["scores"]["validation"][task]["accuracy"], task
+
+
 def on_digits(model: nn.Module) -> float:
     """Of turned digits of the validation split, as their image files hold them."""
     examples = TURNED(load_splits()["validation"])
@@ -321,6 +354,8 @@ def test_a_fitted_merge(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[s
     told = json.loads((out / "paring-fuse.json").read_text())["output"]
     assert told["fitted"]["tensors"] == fit["tensors"] and "fitted" not in (tmp_path / "again" / "paring-fuse.json").read_text()
     card = (out / "README.md").read_text()
+    assert "Each task keeps its own head, tuned with the body: " in card
+    assert all(paring.load_delta(head).facts["fitted"] for head in heads.values())
     assert "## Chosen on rows" in card and f"tuned for {fit['steps']} steps to answer as the fine-tunes do" in card
     assert "as it was before" in card and "makes it again, byte for byte" not in card
     assert "This makes the merge that was fitted" in (out / "paring-fuse.yml").read_text()
@@ -396,8 +431,10 @@ def test_what_is_fitted(of: Two, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert all(distance > 0.1 for distance in before.values())
     models = [m["model"] for m in yaml.safe_load((tmp_path / "pruned" / "paring-fuse.yml").read_text())["models"]]
     assert models == [str(tmp_path / "pruned.pruned" / f"{t}.delta.safetensors") for t in TASKS]
-    record = fitted("kept", of.config(tmp_path / "m.yml"), "--fit-head-rate", "0")
-    assert [a["fit"]["head_entries"] for a in record["tried"] if a["fit"]] == [0]
+    record = fitted("kept", of.config(tmp_path / "m.yml"), "--fit-head-rate", "0", "--fit-steps", "20", "--fit-rate", "0.3")
+    assert record["chosen"].endswith(", fitted")
+    assert [(a["fit"]["head_entries"], a["fit"]["head_rate"]) for a in record["tried"] if a["fit"]] == [(0, 0)]
+    assert "Each task keeps its own head: " in (tmp_path / "kept" / "README.md").read_text()
     for task in TASKS:  # heads as the fine-tunes have them
         own = paring.load_delta(of.folder / task / "model.delta.safetensors")
         kept = paring.load_delta(tmp_path / "kept" / "heads" / f"{task}.delta.safetensors")

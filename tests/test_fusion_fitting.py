@@ -4,7 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import paring
 from conftest import assert_same_bits, bert, bits, tokens
 from paring import DeltaError
-from paring.delta.taskvector import TaskVector
+from paring.delta.taskvector import TaskVector, ready
 from paring.fuse.registry import method
 from paring.fusion.fitting import Fit, Fitted, fit
 from paring.fusion.held import Task, hold
@@ -178,6 +178,7 @@ def test_a_rate_too_high_is_lowered_or_leaves_the_merge_as_it_is() -> None:
     of = three()
     merging = of.merging()
     found = fit(merging, SUM, lessons(), Fit(steps=20, rate=10.0))
+    assert found.head_rate == found.rate / 100
     assert found.rate in (2.5, 0.625) and found.distance[1] < found.distance[0]
     for rate in (1e4, 1e30):  # astray, and not finite
         none = fit(merging, SUM, lessons(), Fit(steps=5, rate=rate))
@@ -215,6 +216,82 @@ def test_any_method_and_pruned_task_vectors_which_learn_from_whole_ones() -> Non
     to_whole, to_pruned = (fit(merging, SUM, lessons(), Fit(steps=6), tuned=tuned) for tuned in (whole, None))
     assert distances(of, merging, to_whole) == pytest.approx(to_whole.after, rel=1e-5)
     assert distances(pruned, merging, to_pruned) == pytest.approx(to_pruned.after, rel=1e-5)
+
+
+def test_one_model_for_tasks_without_heads_of_their_own() -> None:
+    of = three()
+    models, vectors = dict.fromkeys("ab", of.models["a"]), {t: of.vectors[t].only("bert.**") for t in "ab"}
+    settings = same_for_all(method("task_arithmetic").resolve({"weight": 0.3}, [{}] * 2))
+    merging = Three(models, vectors).merging(settings=settings)
+    rows = {t: lessons()["a"] for t in "ab"}
+    found = fit(merging, settings, rows, Fit(steps=6))
+    assert found.rate == 0.12 and found.distance[1] < found.distance[0] and (found.heads, found.head_rate) == ({}, 0)
+
+
+def test_heads_are_imitated_as_the_fine_tunes_have_them() -> None:
+    """What is merged may have others, which were refitted when it was pruned."""
+    of = three()
+    whole = hold({t: Task(m, of.vectors[t]) for t, m in of.models.items()})
+    other = dict(of.vectors)
+    for task, vector in of.vectors.items():
+        heads = {n: ready(replace(vector.change(n), values=vector.change(n).values * -2)) for n in vector.new}
+        other[task] = TaskVector({**vector.changes, **heads}, vector.base, vector.removed)
+    merging = Three(of.models, other).merging()
+    found = fit(merging, SUM, lessons(), Fit(steps=6), tuned=whole)
+    assert distances(of, merging, None) == pytest.approx(found.before, rel=1e-5)
+    assert distances(of, merging, found) == pytest.approx(found.after, rel=1e-5)
+
+
+def test_a_head_of_its_own_is_no_part_of_a_merge_though_the_base_has_one() -> None:
+    """By a method that merges weights, which writes every tensor of the output."""
+    of = three()
+    first = of.models["a"]
+    names = {name: name for name in (*of.vectors["a"].base.tensors, "classifier.weight", "classifier.bias")}
+    parts = hold({t: Task(m, of.vectors[t]) for t, m in of.models.items()}, names, dict.fromkeys(names, 1))
+    settings = same_for_all(method("linear").resolve({"weight": 1.0}, [{}] * 3))
+    with Merging(list(of.models.values()), parts, method("linear"), settings) as merging:
+        own = {n: t.clone() for n, t in bits(first).items() if n.startswith("classifier")}
+        merging.to()
+        assert_same_bits({n: t for n, t in bits(first).items() if n.startswith("classifier")}, own)
+    assert not set(own) & set(parts.where) and set(own) <= set(parts.sizes)
+
+
+def test_a_head_with_two_names_is_tuned_once() -> None:
+    of = three()
+    once, twice = fit(of.merging(), SUM, lessons(), Fit(steps=6)), dict(of.vectors)
+    for task, model in of.models.items():
+        model.again, vector = model.classifier, of.vectors[task]
+        heads = {n.replace("classifier", "again"): vector.changes[n] for n in vector.new}
+        twice[task] = TaskVector({**vector.changes, **heads}, vector.base, vector.removed)
+    merging = Three(of.models, twice).merging()
+    again = fit(merging, SUM, lessons(), Fit(steps=6))
+    assert again.after == once.after and len(again.heads["a"]) == 4
+    assert distances(of, merging, again) == pytest.approx(again.after, rel=1e-5)
+
+
+def test_the_models_are_as_before_when_it_is_stopped() -> None:
+    of = three()
+    before = [bits(model) for model in of.models.values()]
+
+    def stop(step: int, _: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(of.merging(), SUM, lessons(), Fit(steps=5), report=stop)
+    for model, was in zip(of.models.values(), before, strict=True):
+        assert_same_bits(bits(model), was)
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_heads_that_are_not_on_the_models() -> None:
+    merging, head = three().merging(), {"classifier.bias": torch.zeros(2)}
+    with pytest.raises(ValueError, match="heads: those of 'a' are not on the models; expected"):
+        merging.put({}, {"a": head})
+    with merging:
+        for task, name, what in (("d", "classifier.bias", "those of 'd' are"), ("a", "bert.x", "'bert.x' of 'a' is")):
+            with pytest.raises(ValueError, match=f"heads: {what} not on the models"):
+                merging.put({}, {task: {name: head["classifier.bias"]}})
 
 
 def test_what_is_refused() -> None:

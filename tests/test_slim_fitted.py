@@ -250,6 +250,23 @@ def test_a_head_of_its_own_is_tuned_with_what_is_kept(vector: TaskVector, lesson
     assert all(torch.equal(fresh[n], t) for n, t in model.state_dict().items())
 
 
+def test_a_head_with_two_names(base: nn.Module, vector: TaskVector, lesson: Lesson) -> None:
+    """Tuned once; and the model is as before, also where it is not tuned."""
+    model = copy.deepcopy(base)
+    model.again = model.classifier
+    fresh = {n: t.clone() for n, t in base.state_dict().items()}
+    tuned = {n: t + vector[n] for n, t in fresh.items()}
+    tuned |= {n.replace("classifier", "again"): t.clone() for n, t in tuned.items() if "classifier" in n}
+    of = paring.diff({n: t for n, t in fresh.items() if "classifier" not in n}, tuned).in_memory()
+    pruned = prune(of, "magnitude", KEEP)
+    for rate in (0.0, 0.1):
+        found = refit(pruned, of, model, lesson, Refit(steps=12, head_rate=rate))
+        assert all(torch.equal(fresh[n], t) for n, t in model.state_dict().items() if n in fresh)
+        for name in ("bias", "weight"):
+            assert torch.equal(found.change(f"classifier.{name}").values, found.change(f"again.{name}").values)
+        assert distance(model, of, found, lesson) == pytest.approx(found.facts["refit"]["distance"][1], rel=1e-4)
+
+
 def test_mixed_rows_take_tokens_of_others_at_the_same_place() -> None:
     batch = rows(200, 5)
     out = mixed(batch, 0.3, torch.Generator().manual_seed(0))

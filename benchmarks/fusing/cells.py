@@ -56,7 +56,7 @@ class Cell:
             if merge.front == "fitted":
                 what |= {"refit": refit_identity()}
             if merge.fitted:
-                # Cells that were measured when heads were never tuned keep their keys.
+                # As it was before heads could be tuned, so that such cells stand.
                 what |= {"fit": {k: v for k, v in asdict(Fit()).items() if merge.heads or k != "head_rate"}}
         return blake2b(dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
 

@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option(rows, "--max-length", nargs="+", metavar="[NAME=]N", help="tokens a text is cut to (as tuned)")
 
     fit = parser.add_argument_group(
-        "a fit: merged values tuned to answer as the fine-tunes do (weights are searched before only if asked for)"
+        "a fit: merged values and heads tuned to answer as the fine-tunes do (weights are searched before only if asked for)"
     )
     option(
         fit, "--fit", action="store_true", help="the merge as configured, or with the best of a few equal weights, is fitted"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from paring.delta.errors import DeltaError
 from paring.fusion.held import Parts
-from paring.fusion.imitation import BODY, Student, Teachers, of_head, root_mean_square
+from paring.fusion.imitation import BODY, Student, Teachers, root_mean_square
 from paring.fusion.merging import Merging, Settings
 from paring.slim.lesson import Lesson, check_tuning
 
@@ -36,17 +36,21 @@ class Fit:
 
     Attributes:
         steps: of Adam, a batch of every task each.
-        rate: the highest, as a share of the root mean square of the task vectors over the entries that are tuned.
-        head_rate: that of a task's own head, as a share of the root mean square of its entries; 0: heads stay as they are.
+        rate: the highest, above 0, as a share of the root mean square of the task vectors over the entries that are tuned.
         mix: share of tokens (pixels) taken from other rows of the batch, in [0, 1).
         seed: of the order of batches and of what is mixed.
+        head_rate: that of the parameters of a task's own head, tensors which the base does not have, as a share of the root
+            mean square of their entries; 0: heads stay as they are.
+
+    Raises:
+        ValueError: naming the setting, what it is, what was expected.
     """
 
     steps: int = 720
     rate: float = 0.12
-    head_rate: float = 0.1
     mix: float = 0.15
     seed: int = 0
+    head_rate: float = 0.1
 
     def __post_init__(self) -> None:
         check_tuning(self.steps, self.rate, self.mix, self.head_rate)
@@ -61,6 +65,7 @@ class Fitted:
         before, after: the distance to each fine-tune, of the merge it began with and of these values.
         rate: of the attempt that came nearer, see ``Fit``; 0: none did, and ``values`` are those of the merge.
         heads: of the tensors of each task's head that were tuned, by task and name in its model.
+        head_rate: as ``rate``; 0, too, where no task has a head of its own.
     """
 
     values: Mapping[str, Tensor]
@@ -68,6 +73,7 @@ class Fitted:
     after: Mapping[str, float]
     rate: float
     heads: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    head_rate: float = 0.0
 
     @property
     def distance(self) -> tuple[float, float]:
@@ -84,8 +90,8 @@ def fit(
     tuned: Parts | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> Fitted:
-    """Tunes a merge; never farther from the fine-tunes, on these rows, than the merge was. Bitwise the same each time, for one
-    number of threads.
+    """Tunes a merge, and the tasks' own heads; never farther from the fine-tunes, on these rows, than the merge was. Bitwise
+    the same each time, for one number of threads.
 
     Args:
         merging: the models, the method, what goes into the merge; in the end the models are bitwise as they were.
@@ -109,20 +115,21 @@ def fit(
             before = student.distances()
             _refuse_infinite(before)
             highest = {BODY: how.rate * _scale(merging, parts, student)}
-            highest |= {task: how.head_rate * of_head(student, task) for task in parts.tasks}
+            highest |= {task: how.head_rate * student.rms_of_head(task) for task in parts.tasks}
             share, after = 1.0, before
             for _ in range(_ATTEMPTS):
                 rates = {of: share * rate for of, rate in highest.items()}
                 student.tune(rates, how.steps, how.mix, how.seed, report)
-                found = student.distances()
+                found = student.distances() if student.finite() else {"": math.nan}
                 if _mean(found) < _mean(before):
                     after = found
                     break
                 student.begin_again()
                 share /= _SLOWER
-            heads = {task: student.values(task) for task in parts.tasks}
-            rate = share * how.rate if after is not before else 0.0
-            return Fitted(student.values(), before, after, rate, {task: of for task, of in heads.items() if of})
+            heads = {task: of for task in parts.tasks if (of := student.values(task))}
+            if after is before:
+                share = 0.0
+            return Fitted(student.values(), before, after, share * how.rate, heads, share * how.head_rate if heads else 0.0)
 
 
 def _refuse_infinite(distances: Mapping[str, float]) -> None:

@@ -113,6 +113,9 @@ def hold(tasks: Mapping[str, Task], names: Mapping[str, str] | None = None, size
         heads.append(new)
         for name, of_task in moved.items():
             held.setdefault(name, [None] * len(tasks))[i] = of_task
+    # What is a task's own is no part of a merge, also where the base has a tensor of that name.
+    own = {memory_of(source.tensor(there)) for there in heads[0]}
+    where = {name: there for name, there in where.items() if memory_of(source.tensor(there)) not in own}
     ordered = {name: tuple(held[name]) for name in where if name in held}
     every = sizes if sizes is not None else {name: source.tensor(there).numel() for name, there in where.items()}
     return Parts(tuple(tasks), where, ordered, tuple(heads), dict(every))

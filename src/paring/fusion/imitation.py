@@ -12,7 +12,7 @@ from paring.delta.errors import DeltaError
 from paring.delta.sources import MemorySource
 from paring.fusion.held import Parts
 from paring.fusion.merging import Merging
-from paring.slim.lesson import Lesson, endless, gradients
+from paring.slim.lesson import Lesson, endless, gradients, rms
 
 _WARMING = 20  # steps
 BODY = ""  # beside the tasks' names
@@ -26,6 +26,9 @@ class Teachers:
         self._models = copy.deepcopy(merging.models)  # at once, so that they share a body as these do
         for model in self._models:
             model.eval()
+        for model, new in zip(self._models, parts.heads, strict=True):  # of pruned fine-tunes they may have been refitted
+            for there, (places, values) in new.items():
+                places.scatter_(MemorySource(model).tensor(there), values)
         source = MemorySource(self._models[0])
         self._tensors = {name: source.tensor(parts.where[name]) for name in parts.held}
         device = {name: tensor.device for name, tensor in self._tensors.items()}
@@ -76,11 +79,11 @@ class Student:
     def open(self) -> Iterator[None]:
         """While it is, ``tune`` may be called; the models' flags and gradients are as they were afterwards."""
         with ExitStack() as stack:
-            body = {key: p for key, p in self._parameters.items() if key[0] == BODY}
-            for task, model in reversed(self._models.items()):  # the first, which the body is asked of, last
-                own = {key: p for key, p in self._parameters.items() if key[0] == task}
-                first = model is next(iter(self._models.values()))
-                stack.enter_context(gradients({**body, **own} if first else own, self._take, model))
+            first, *others = self._models
+            for task in (*others, first):  # what the first asks of the body is not taken back by the others
+                asked = (BODY, first) if task == first else (task,)
+                parameters = {key: p for key, p in self._parameters.items() if key[0] in asked}
+                stack.enter_context(gradients(parameters, self._take, self._models[task]))
             yield
 
     def _take(self, key: Key, gradient: Tensor) -> None:
@@ -92,7 +95,7 @@ class Student:
     def tune(
         self, rates: Mapping[str, float], steps: int, mix: float, seed: int, report: Callable[[int, float], None] | None
     ) -> None:
-        """So many steps of Adam, from what is on the models; ``rates``: the highest, of the body and of each task's head."""
+        """So many steps of Adam, from what is on the models; ``rates``: Adam's highest, of the body and of each task's head."""
         generator = torch.Generator().manual_seed(seed)
         # In fp32; of fp32 parameters the same memory, of others a copy that is rounded into them.
         self._wide = {key: p.detach().float() for key, p in self._parameters.items()}
@@ -116,14 +119,16 @@ class Student:
 
     @torch.no_grad()
     def distances(self) -> dict[str, float]:
-        """By task, the mean over its batches as they are; NaN where a value is not finite, also one that no row asks for."""
+        """By task, the mean over its batches as they are."""
         found = {}
         for task, model in self._models.items():
             lesson, teacher = self._lessons[task], self._teachers.of(task)
             found[task] = sum(float(lesson.distance(model, teacher, b)) for b in lesson.batches) / len(lesson.batches)
-        if all(bool(p.detach().isfinite().all()) for p in self._parameters.values()):
-            return found
-        return dict.fromkeys(found, math.nan)
+        return found
+
+    def finite(self) -> bool:
+        """Also of what no row asks for."""
+        return all(bool(p.detach().isfinite().all()) for p in self._parameters.values())
 
     @torch.no_grad()
     def begin_again(self) -> None:
@@ -133,6 +138,10 @@ class Student:
     def names(self) -> list[str]:
         """Of the body's tensors that are tuned, in the output."""
         return [name for of, name in self._parameters if of == BODY]
+
+    def rms_of_head(self, task: str) -> float:
+        """The root mean square of a task's head over its entries that are tuned; 0: there are none."""
+        return rms(p.detach() for (of, _), p in self._parameters.items() if of == task)
 
     def values(self, of: str = BODY) -> dict[str, Tensor]:
         """Those of the body, by name in the output; or of a task's head, by name in its model."""
@@ -159,12 +168,6 @@ def root_mean_square(merging: Merging, parts: Parts, names: list[str]) -> float:
                 values = values - held.places.gather(base).to(values)
             squares += float(values.square().sum())
     return math.sqrt(squares / count)
-
-
-def of_head(student: Student, task: str) -> float:
-    """The root mean square of a task's head over its entries that are tuned; 0: there are none."""
-    entries = [value.double().flatten() for value in student.values(task).values()]
-    return float(torch.cat(entries).square().mean().sqrt()) if entries else 0.0
 
 
 def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -115,13 +115,21 @@ class Merging:
 
         Args:
             values: by name in the output, of ``names`` alone.
-            heads: by task and name in its model; until the context is left.
+            heads: by task and name in its model, of the tasks' own heads; until the context is left.
+
+        Raises:
+            ValueError: a head is no task's, or the context is not open.
         """
+        own = dict(zip(self.parts.tasks, zip(self._heads, self.parts.heads, strict=True), strict=True))
+        for task, of in heads.items():
+            if task not in own or not self._before or (unknown := set(of) - set(own[task][1])):
+                what = f"{min(unknown)!r} of {task!r} is" if task in own and self._before else f"those of {task!r} are"
+                raise ValueError(f"heads: {what} not on the models; expected tensors of the tasks' heads, in the context")
         for name, tensor in values.items():
             self._tensors[name].copy_(tensor)
-        for task, source in zip(self.parts.tasks, self._heads, strict=True):
-            for name, tensor in heads.get(task, {}).items():
-                source.tensor(name).copy_(tensor)
+        for task, of in heads.items():
+            for name, tensor in of.items():
+                own[task][0].tensor(name).copy_(tensor)
 
     def base(self, name: str) -> Tensor:
         """The base's tensor, whatever is on the models now; by name in the output."""

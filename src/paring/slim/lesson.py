@@ -6,7 +6,7 @@ the others are gone (``refit``), and few rows suffice.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -105,6 +105,14 @@ def check_tuning(steps: int, rate: float, mix: float, head_rate: float) -> None:
         raise ValueError(f"mix is {mix!r}; expected a share in [0, 1)")
     if not (math.isfinite(head_rate) and head_rate >= 0):
         raise ValueError(f"head_rate is {head_rate!r}; expected a number, at least 0")
+
+
+def rms(tensors: Iterable[Tensor]) -> float:
+    """The root mean square over all entries; 0: there are none."""
+    squares, count = 0.0, 0
+    for tensor in tensors:
+        squares, count = squares + float(tensor.double().square().sum()), count + tensor.numel()
+    return math.sqrt(squares / count) if count else 0.0
 
 
 def parts(batch: Batch, rows: int) -> list[Batch]:

@@ -51,7 +51,7 @@ class Placing:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name, before in self._before.items():
+        for name, before in reversed(self._before.items()):  # of what has two names the first knows what stood there
             self._new[name].places.scatter_(self._tensors[name], before)
         self._before.clear()
 

@@ -1,9 +1,9 @@
 """New values for the entries that are kept, so that they stand in for those that are gone.
 
 Pruning leaves values that were learnt beside all others. Here they alone are tuned, for a few steps, until base + kept answers
-as base + everything does (``lesson``): positions and file size stay as they are. So is, with ``head_rate``, a head of the task's
-own, which a delta holds whole and which was made for a body that is not there any more. On rows that nobody has seen a good start
-outlasts what few rows teach, so it is found first:
+as base + everything does (``lesson``): positions and file size stay as they are. So is, with ``head_rate``, a head that the
+task vector brings: it is held whole, and was made for a body that is not there any more. On rows that nobody has seen a good
+start outlasts what few rows teach, so it is found first:
 
     1. the nearest of three multiples: as they are; times what restores the norm of the whole task vector; times its root
     2. a factor for each tensor, for a quarter of the steps
@@ -42,22 +42,22 @@ class Refit:
         steps: of Adam, a batch each, a quarter of them for factors; rates fall to zero in a straight line.
         rate: that of values at first, as a share of the root mean square of the values kept (before they are scaled); times
             the root of the start's distance over the base's, where that is below 1.
-        head_rate: that of new tensors (a head), as a share of the root mean square of their entries, times the same root; 0:
-            they stay as they are.
         mix: share of tokens (pixels) taken from other rows of the batch, in [0, 1).
         seed: of the order of batches and of what is mixed.
         values, group: how the values will be stored (``save_delta``). Coarse ones (int8, int4, sign) are tuned as they will
             come back: the distance is that of the coded values, its gradient goes to the numbers that are coded (straight
             through; Bengio et al. 2013, arXiv 1308.3432), and so the scales are tuned, too.
+        head_rate: that of new parameters (a head), as a share of the root mean square of their entries, times the same root;
+            0: they stay as they are.
     """
 
     steps: int = 360
     rate: float = 0.8
-    head_rate: float = 0.0
     mix: float = 0.15
     seed: int = 0
     values: str = "fp32"
     group: int = 0
+    head_rate: float = 0.0
 
     def __post_init__(self) -> None:
         check_tuning(self.steps, self.rate, self.mix, self.head_rate)
@@ -75,8 +75,8 @@ def refit(
     how: Refit | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> TaskVector:
-    """``pruned`` with other values at the same entries, and of its new tensors; with the same ones where none were found that
-    come nearer.
+    """``pruned`` with other values at the same entries, and of the head that it brings; with the same ones where none were
+    found that come nearer.
 
     Args:
         pruned: as the pruners give it: differences in numbers at scattered positions.
@@ -85,7 +85,8 @@ def refit(
         report: is told of every step: how many are done, and the distance before it.
 
     Raises:
-        DeltaError: the model is another base, nothing is kept in a parameter, or the distance is no number.
+        DeltaError: the model is another base, nothing is kept in a parameter, or the distance is no number. ValueError: a
+            tensor that is tuned is not contiguous.
     """
     how = how or Refit()
     teacher = copy.deepcopy(model).eval()

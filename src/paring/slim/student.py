@@ -1,7 +1,6 @@
 """The entries that a pruned task vector keeps, on its base: other values for them are tried beside the whole fine-tune."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,7 @@ from paring.delta.codec.quantise import LARGEST, dequantise, quantise
 from paring.delta.errors import DeltaError
 from paring.delta.places import Scattered
 from paring.delta.taskvector import Lazy, TaskVector, ready
-from paring.slim.lesson import Batch, Lesson
+from paring.slim.lesson import Batch, Lesson, rms
 from paring.slim.placing import Entries, Placing
 
 Values = Mapping[str, Tensor]  # of the entries, by tensor; fp32, on the model's device
@@ -57,7 +56,10 @@ class Student:
         on = next(model.parameters()).device
         at = {n: c.places.flat(c.shape).to(on) for n, c in changes.items()}
         numbers = {n: c.difference(f"'{n}'").to(on, torch.float32) for n, c in changes.items()}
-        new = self.placing.parameters(pruned.new if heads else ())
+        found = self.placing.parameters(pruned.new if heads else ())
+        first = {id(p): n for n, p in reversed(found.items())}  # of a tensor that has two names
+        self._twins = {n: first[id(p)] for n, p in found.items() if first[id(p)] != n}
+        new = {n: p for n, p in found.items() if n not in self._twins}
         self.heads = frozenset(new)
         at |= {n: torch.arange(p.numel(), device=on) for n, p in new.items()}
         numbers |= {n: torch.zeros(p.numel(), device=on) for n, p in new.items()}
@@ -98,15 +100,17 @@ class Student:
             if name in self.heads:
                 found = (change.values.to(to) + found).to(change.dtype)
             out[name] = ready(replace(change, values=found))
-        return out
+        return out | {
+            twin: ready(replace(self._pruned.change(twin), values=out[n].load().values)) for twin, n in self._twins.items()
+        }
 
     def rms(self) -> float:
         """The root mean square of the values that were kept."""
-        return _rms([v for n, v in self.kept.items() if n not in self.heads])
+        return rms(v for n, v in self.kept.items() if n not in self.heads)
 
     def rms_of_heads(self) -> float:
         """The root mean square of the new tensors' entries, as the fine-tune has them; 0: none is tuned."""
-        return _rms([self._pruned.change(name).values for name in self.heads])
+        return rms(self._pruned.change(name).values for name in self.heads)
 
     def _entries(self, values: Values) -> list[Entries]:
         coded = ((n, v.detach() if n in self.heads else self._comes_back(v.detach())) for n, v in values.items())
@@ -118,8 +122,3 @@ class Student:
             return values
         raw, scales = quantise(values.cpu(), self._stored, self._group)
         return dequantise(raw, self._stored, values.numel(), self._group, scales, "a refit").to(values.device)
-
-
-def _rms(tensors: Sequence[Tensor]) -> float:
-    count = sum(t.numel() for t in tensors)
-    return math.sqrt(sum(float(t.double().square().sum()) for t in tensors) / count) if count else 0.0

@@ -112,7 +112,7 @@ def _fit(fitted: Fitted, how: Fit) -> dict[str, Any]:
     return {
         **asdict(how),
         "rate": fitted.rate,
-        "head_rate": how.head_rate * fitted.rate / how.rate,
+        "head_rate": fitted.head_rate,
         "hidden": Lesson.hidden,
         "before": dict(fitted.before),
         "after": dict(fitted.after),

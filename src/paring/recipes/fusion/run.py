@@ -106,7 +106,7 @@ def fuse_searched(
             assert isinstance(base, Checkpoint)
             scores = {t.name: {split: of[t.name].metric[1] for split, of in chosen.scores.items()} for t in about.tasks}
             tuned = chosen.fitted.heads if chosen.fitted else {}
-            heads = finish(merged, out, about.tasks, base.source, found, lines, scores, overwrite, tuned)
+            heads = finish(merged, out, about.tasks, base.source, found, lines, scores, overwrite, vectors, tuned)
     except BaseException:
         clear(merged)
         raise
@@ -222,5 +222,8 @@ def _remark(about: Problem, settings: FusionSettings, chosen: Attempt) -> str:
         f"({settings.by}) over their fine-tunes', seed {settings.seed}; chosen on validation rows of {rows}"
     )
     if chosen.fitted is not None:
-        said += "\nThis makes the merge that was fitted. Fitted values follow from the rows, too: they are in the weights alone"
+        said += (
+            "\nThis makes the merge that was fitted. Fitted values follow from the rows, too: they are in the weights and the "
+            "heads alone"
+        )
     return said

@@ -38,7 +38,7 @@ class FusionSettings:
         keep: share of all entries of a task vector's tensors that pruning keeps, in (0, 1].
         subspaces, parts: of pruning by "nps", see ``paring.slim.nps``. steps: of the refit of "fitted".
         values: how differences of pruned task vectors are stored, see ``save_delta``.
-        own_heads: heads are no part of the merge though they differ in numbers alone: each task keeps its fine-tune's.
+        own_heads: heads are no part of the merge though they differ in numbers alone: each task keeps its own.
         held_out: share of the calibration rows that a task without validation rows is selected on, in (0, 1).
         batch_size: rows scored at a time.
         pruned: a new folder for the pruned task vectors, a bank; None: OUT.pruned.

@@ -60,6 +60,7 @@ def finish(
     table: Sequence[str],
     scores: Mapping[str, Mapping[str, Any]],
     overwrite: bool,
+    vectors: Mapping[str, TaskVector],
     fitted: Mapping[str, Mapping[str, Tensor]],
 ) -> list[str]:
     """Puts everything beside the merged weights, and the folder in its place.
@@ -67,7 +68,8 @@ def finish(
     Args:
         merged: the folder that ``paring.fuse.engine`` wrote. base: of the tasks.
         table: lines for the card. scores: of the merge, by task, for the heads' facts.
-        fitted: of heads that were tuned, by task and name in its model.
+        vectors: what was merged, whose heads these are. fitted: of heads that were tuned with the body, by task and name in
+            its model.
 
     Returns:
         Names of the heads.
@@ -80,7 +82,9 @@ def finish(
         facts = {k: v for k, v in task.vector.facts.items() if k in ("config", "settings")}
         facts |= {"config": dict(task.config), "method": "head of a merge", "task": task.name, "scores": scores[task.name]}
         path = merged / HEADS / f"{task.name}{SUFFIX}"
-        vector = _with_head(task.vector, task.side.model, fitted.get(task.name, {}))
+        vector = vectors[task.name]
+        if values := fitted.get(task.name):
+            vector, facts = _with_head(vector, task.side.model, values), facts | {"fitted": True}
         save_delta(head(vector, base, source), path, facts)
         written.append(f"{HEADS}/{path.name}")
     (merged / SEARCH).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -122,10 +126,12 @@ def head(vector: TaskVector, base: Source, merged: Source) -> TaskVector:
 def _with_head(vector: TaskVector, model: nn.Module, values: Mapping[str, Tensor]) -> TaskVector:
     """The task vector with other values of its head; by name in the model."""
     found, changes = vector.base.places_in(MemorySource(model)), dict(vector.changes)
-    for name in vector.new:
-        if (tensor := values.get(located(name, found))) is not None:
-            places = Everywhere(tensor.numel())
-            changes[name] = ready(Change(tensor.shape, tensor.dtype, "new", places, places.gather(tensor.cpu())))
+    there = {name: at for name in vector.new if (at := located(name, found)) in values}
+    if left := values.keys() - there.values():
+        raise ValueError(f"'{min(left)}' was tuned as part of a head, and the task vector brings no such tensor")
+    for name, at in there.items():
+        places = Everywhere(values[at].numel())
+        changes[name] = ready(Change(values[at].shape, values[at].dtype, "new", places, places.gather(values[at].cpu())))
     return TaskVector(changes, vector.base, vector.removed, vector.facts)
 
 
@@ -141,9 +147,12 @@ def _section(table: Sequence[str], heads: Sequence[str], record: Mapping[str, An
     lines[-1] += "every score."
     lines += ["", "```", *table, "```"]
     if heads:
+        fit = next((a["fit"] for a in record["tried"] if a["label"] == record["chosen"]), None)
+        tuned = ", tuned with the body" if fit and fit["head_entries"] else ""
         lines += [
             "",
-            "Each task keeps its own head: `paring apply FOLDER FOLDER/heads/NAME.delta.safetensors OUT` writes its model.",
+            f"Each task keeps its own head{tuned}: `paring apply FOLDER FOLDER/heads/NAME.delta.safetensors OUT` writes its "
+            "model.",
         ]
     return lines
 

@@ -68,7 +68,9 @@ def _fit(chosen: Record) -> list[Table]:
     before, after = of.record("before"), of.record("after")
     columns = [Column("task"), Column("before", "score", best="low"), Column("after", "score", best="low")]
     rows: list[list[Cell]] = [[task, before.number(task), after.number(task)] for task in before.names]
-    note = f"{of.number('entries'):,.0f} entries tuned on calibration rows for {of.number('steps'):.0f} steps."
+    heads = of.number("head_entries") if "head_entries" in of else 0  # none were tuned before there was such a number
+    more = f", and {heads:,.0f} of the tasks' heads," if heads else ""
+    note = f"{of.number('entries'):,.0f} entries{more} tuned on calibration rows for {of.number('steps'):.0f} steps."
     return [Table("Distance to the fine-tunes, before and after the fit", columns, rows, note=note)]
 
 
