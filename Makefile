@@ -9,7 +9,7 @@
 #   make bench-merges   how much of several fine-tunes is left in one model (about two hours)
 #   make bench-transfer what a fine-tune gains against what the base loses (about two hours)
 #   make bench-probe    what a probe holds in memory on a checkpoint of 7 B parameters (about 15 minutes, 14 GB of disk)
-#   make evidence       the paper's claims on a ViT and on MiniLM, and docs/evidence.md of them (some three hours on 2 cores that do nothing else)
+#   make evidence       the paper's claims on a ViT and on MiniLM, and docs/evidence.md of them (about two and a half hours on 2 cores)
 # Another build of PyTorch than a CPU one: make test TORCH="torch==2.13.0"
 
 PYTHON ?= python3
