@@ -116,7 +116,9 @@ def test_the_fused_model_is_what_its_files_hold(record: dict[str, Any]) -> None:
         head = load_delta(folder / "heads" / f"{task}.delta.safetensors", base=whole)
         assert set(head.names) <= {"classifier.weight", "classifier.bias"}
         head.apply(whole)
-        assert torch.equal(whole.classifier.weight, tuned[task].classifier.weight)
+        own = tuned[task].classifier.weight  # tuned with the body, for three steps
+        assert not torch.equal(whole.classifier.weight, own)
+        torch.testing.assert_close(whole.classifier.weight, own, atol=0.02, rtol=0)
         assert not torch.equal(whole.vit.layers[0].mlp.fc1.weight, base.vit.layers[0].mlp.fc1.weight)
         assert result["task"] == task and result["fitted"] == reached(whole, task)
 
