@@ -1,7 +1,7 @@
 """The full fine-tunes of all tasks as one model: merged without data, and with values fitted on calibration images.
 
-The tasks share the base's body, and each has its own head, tuned with it: what ``paring fuse --fit --own-heads`` makes of rows in
-files.
+The tasks share the base's body, and each has its own head, tuned with it: what ``paring fuse --fit --own-heads`` makes of rows
+in files.
 The folder holds the fitted model as a checkpoint for anyone, and each task's head as a delta of it.
 """
 
