@@ -84,12 +84,6 @@ MERGES = {
     "lanes+searched": Merge("slices in lanes, weights searched", "task_arithmetic", (), "lanes", searched=True),
     "fit+heads": Merge("fitted merge (paring fuse --fit)", "task_arithmetic", fitted=True, heads=True),
     "fit": Merge("fitted merge, the fine-tunes' heads (--fit-head-rate 0)", "task_arithmetic", fitted=True),
-    "nps+fit": Merge(
-        "NPS, fitted merge, the fine-tunes' heads",
-        "task_arithmetic",
-        (),
-        "nps",
-        fitted=True,
-    ),
+    "nps+fit": Merge("NPS, fitted merge, the fine-tunes' heads", "task_arithmetic", (), "nps", fitted=True),
     "emr": Merge("EMR (a mask and a scale for each task)", "emr", static=False),
 }
