@@ -60,7 +60,7 @@ class Student:
         first = {id(p): n for n, p in reversed(found.items())}  # of a tensor that has two names
         self._twins = {n: first[id(p)] for n, p in found.items() if first[id(p)] != n}
         new = {n: p for n, p in found.items() if n not in self._twins}
-        self.heads = frozenset(new)
+        self.heads = tuple(new)  # in one order: a sum over them is the same in any process
         at |= {n: torch.arange(p.numel(), device=on) for n, p in new.items()}
         numbers |= {n: torch.zeros(p.numel(), device=on) for n, p in new.items()}
         self.parameters |= new
