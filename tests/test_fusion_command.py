@@ -300,6 +300,39 @@ def test_own_heads_by_any_method(tmp_path: Path, method: str, fit: list[str]) ->
         assert on_digits(model) == chosen["scores"]["validation"][task]["accuracy"], task
 
 
+@pytest.mark.parametrize("prune", [False, True])
+def test_own_heads_and_a_threshold_over_all_tensors(tmp_path: Path, prune: bool) -> None:
+    """Heads that are not merged still count among the largest differences: what is written is what was scored."""
+    of: Digits = digits()
+    base = ViTForImageClassification.from_pretrained(of.base)
+    for name, steps in (("briefly", 25), ("long", 60)):
+        tuned = tuning(base, steps=steps)
+        with torch.no_grad():
+            tuned.classifier.weight.sub_(base.classifier.weight).mul_(20).add_(base.classifier.weight)
+        tuned.save_pretrained(tmp_path / name)
+    head, entries = base.classifier.weight.numel(), sum(p.numel() for p in base.parameters())
+    plain = {
+        "merge_method": "ties",
+        "models": [
+            {"model": str(tmp_path / t), "parameters": {"weight": 1.0, "density": 3 * head / entries}} for t in ("long", "briefly")
+        ],
+        "base_model": str(of.base),
+        "scope": "global",
+    }
+    (tmp_path / "m.yml").write_text(yaml.safe_dump(plain, sort_keys=False))
+    rows = [a for s in ("calibration", "validation") for a in (f"--{s}", *(f"{t}={of.turned / s}" for t in ("long", "briefly")))]
+    out = tmp_path / "merged"
+    options = ["--own-heads", "--budget", "6", *(["--prune", "magnitude", "--keep", "0.5"] if prune else [])]
+    assert main(["fuse", str(tmp_path / "m.yml"), str(out), *rows, *options]) == 0
+    record = read(out)
+    chosen = next(a for a in record["tried"] if a["label"] == record["chosen"])
+    for task in ("long", "briefly"):
+        whole = tmp_path / f"own-{task}"
+        assert main(["apply", str(out), str(out / "heads" / f"{task}.delta.safetensors"), str(whole)]) == 0
+        model = ViTForImageClassification.from_pretrained(whole).eval()
+        assert on_digits(model) == chosen["scores"]["validation"][task]["accuracy"], task
+
+
 def on_digits(model: nn.Module) -> float:
     """Of turned digits of the validation split, as their image files hold them."""
     examples = TURNED(load_splits()["validation"])

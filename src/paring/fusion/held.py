@@ -4,7 +4,7 @@ Plain data without a model, so that it can travel to other processes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,10 @@ class Parts:
         held: of those that a task changes, by name in the output: for each task what it has there; None: the base's.
         heads: for each task the tensors that the base does not have, by name in its model.
         sizes: entries of every tensor of the output, in its order, those too that no task's model has (a base's own head): a
-            threshold over all tensors counts them, and no task changes them.
+            threshold over all tensors counts them.
+        beside: tensors of the output that are no part of the merge, since each task keeps its own; a threshold over all tensors
+            counts them as ``paring fuse`` does, which reads the fine-tunes whole. By name in the output: the name in the first
+            task's model, and what each has.
     """
 
     tasks: tuple[str, ...]
@@ -79,6 +82,7 @@ class Parts:
     held: Mapping[str, tuple[Held | None, ...]]
     heads: tuple[Mapping[str, tuple[Places, Tensor]], ...]
     sizes: Mapping[str, int]
+    beside: Mapping[str, tuple[str, tuple[Held | None, ...]]] = field(default_factory=dict)
 
     def on_cpu(self) -> "Parts":
         """The same, to travel."""
@@ -115,10 +119,16 @@ def hold(tasks: Mapping[str, Task], names: Mapping[str, str] | None = None, size
             held.setdefault(name, [None] * len(tasks))[i] = of_task
     # What is a task's own is no part of a merge, also where the base has a tensor of that name.
     own = {memory_of(source.tensor(there)) for there in heads[0]}
-    where = {name: there for name, there in where.items() if memory_of(source.tensor(there)) not in own}
+    left = {name: there for name, there in where.items() if memory_of(source.tensor(there)) in own}
+    where = {name: there for name, there in where.items() if name not in left}
+    beside = {name: (there, tuple(_head(new, there) for new in heads)) for name, there in left.items()}
     ordered = {name: tuple(held[name]) for name in where if name in held}
     every = sizes if sizes is not None else {name: source.tensor(there).numel() for name, there in where.items()}
-    return Parts(tuple(tasks), where, ordered, tuple(heads), dict(every))
+    return Parts(tuple(tasks), where, ordered, tuple(heads), dict(every), beside)
+
+
+def _head(new: Mapping[str, tuple[Places, Tensor]], name: str) -> Held | None:
+    return Held(*new[name], difference=False) if name in new else None
 
 
 def _read(

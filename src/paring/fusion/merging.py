@@ -20,7 +20,7 @@ from paring.fuse.inputs import Cuts, Inputs
 from paring.fuse.method import Method, Resolved
 from paring.fuse.runner import one_thread_each
 from paring.fuse.scope import global_cuts, local_cuts
-from paring.fusion.held import Parts
+from paring.fusion.held import Held, Parts
 
 Settings = Callable[[str], Resolved]  # of a tensor, by its name in the output
 
@@ -137,8 +137,9 @@ class Merging:
 
     def inputs(self, name: str, settings: Resolved) -> Inputs:
         """What the method is given of one tensor."""
-        base = self.base(name)
-        held = self._held.get(name, (None,) * len(self.models))
+        return self._inputs(name, settings, self.base(name), self._held.get(name, (None,) * len(self.models)))
+
+    def _inputs(self, name: str, settings: Resolved, base: Tensor, held: Sequence[Held | None]) -> Inputs:
         plain = self.how.base == "unused"
         models = tuple(base if h is None else h.weights(base) if plain else h.read(base) for h in held)
         return Inputs(
@@ -157,6 +158,10 @@ class Merging:
         """``inputs`` for a threshold over all tensors: of one that no task's model has, nothing but its size."""
         if name in self._tensors:
             return self.inputs(name, settings)
+        if name in self.parts.beside:
+            there, held = self.parts.beside[name]
+            base = MemorySource(self.models[0]).tensor(there)
+            return self._inputs(name, settings, base, [None if h is None else h.to(base.device) for h in held])
         none = torch.zeros(1).expand(self.parts.sizes[name])
         beside = None if self.how.base == "unused" else none
         models = (none,) * len(self.models)

@@ -107,7 +107,8 @@ def body(plan: Plan, about: Problem, vectors: Mapping[str, TaskVector], keys: tu
     config = plan.config
     jobs = {job.name: job.settings for job in plan.jobs if job.settings}
     given = jobs.__getitem__
-    parts = hold(about.parts(vectors), about.names, {job.name: job.info.shape.numel() for job in plan.jobs if job.settings})
+    sizes = {job.name: job.info.shape.numel() for job in plan.jobs if job.settings}
+    parts = hold(about.parts(vectors), about.names, sizes)
     models = [task.side.model for task in about.tasks]
     return Body(Merging(models, parts, config.method, given, keys=keys, seed=config.seed, scope=config.scope), given, about)
 
