@@ -314,13 +314,16 @@ def test_own_heads_and_a_threshold_over_all_tensors(tmp_path: Path, prune: bool)
     plain = {
         "merge_method": "ties",
         "models": [
-            {"model": str(tmp_path / t), "parameters": {"weight": 1.0, "density": 3 * head / entries}} for t in ("long", "briefly")
+            {"model": str(tmp_path / t), "parameters": {"weight": 1.0, "density": 3 * head / entries}}
+            for t in ("long", "briefly")
         ],
         "base_model": str(of.base),
         "scope": "global",
     }
     (tmp_path / "m.yml").write_text(yaml.safe_dump(plain, sort_keys=False))
-    rows = [a for s in ("calibration", "validation") for a in (f"--{s}", *(f"{t}={of.turned / s}" for t in ("long", "briefly")))]
+    rows = [
+        a for s in ("calibration", "validation") for a in (f"--{s}", *(f"{t}={of.turned / s}" for t in ("long", "briefly")))
+    ]
     out = tmp_path / "merged"
     options = ["--own-heads", "--budget", "6", *(["--prune", "magnitude", "--keep", "0.5"] if prune else [])]
     assert main(["fuse", str(tmp_path / "m.yml"), str(out), *rows, *options]) == 0

@@ -42,6 +42,17 @@ def test_the_command_line_needs_no_torch_for_help() -> None:
     assert not loaded & {*HEAVY, "torch", "numpy"}
 
 
+def test_a_command_does_not_look_through_torch_for_garbage(tmp_path: Path) -> None:
+    """What PyTorch's modules made is out of the collector's sight, which goes on with everything else; a report needs none."""
+    code = (
+        "import gc, sys; from paring.cli.main import main; main(sys.argv[1:]); "
+        "print('torch' in sys.modules, gc.get_freeze_count() > 50_000, gc.isenabled())"
+    )
+    for job, expected in ((["bank", "ls", str(tmp_path / "none")], "True True True"), (["report", "none"], "False False True")):
+        done = subprocess.run([sys.executable, "-c", code, *job], check=True, capture_output=True, text=True)
+        assert done.stdout.strip() == expected and "paring: error" in done.stderr
+
+
 def test_help_and_version(capsys: pytest.CaptureFixture) -> None:
     for flag, expected in (("--help", "demo"), ("--version", f"paring {paring.__version__}")):
         with pytest.raises(SystemExit) as done:

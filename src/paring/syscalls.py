@@ -1,4 +1,4 @@
-"""Two of Linux's system calls that Python's library lacks; each says when it is not to be had."""
+"""Calls of Linux and of its C library that Python's lacks; each says, or does nothing, when it is not to be had."""
 
 import ctypes
 import errno
@@ -10,6 +10,7 @@ from typing import Any
 NO_REPLACE, EXCHANGE = 1, 2  # flags of renameat2
 _HERE = -100  # AT_FDCWD: paths as they are
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 
 
 def rename(source: Path, target: Path, flag: int) -> bool:
@@ -35,6 +36,16 @@ def start_writing(fd: int, start: int, num_bytes: int) -> None:
     call = _function("sync_file_range")
     if call is not None:  # a hint: its failure is the sync's to report
         call(ctypes.c_int(fd), ctypes.c_int64(start), ctypes.c_int64(num_bytes), ctypes.c_uint(_START_WRITING))
+
+
+def keep_freed_memory(num_bytes: int, below: int) -> None:
+    """Of blocks smaller than ``below`` the process keeps up to ``num_bytes`` when they are freed, for the next ones. By itself
+    the C library gives those of half a megabyte back, and the system zeroes the next ones page by page, which takes longer than
+    to work on them. Of glibc, for the whole process."""
+    call = _function("mallopt")
+    if call is not None:  # a hint, too
+        call(ctypes.c_int(_TRIM_THRESHOLD), ctypes.c_int(num_bytes))
+        call(ctypes.c_int(_MMAP_THRESHOLD), ctypes.c_int(below))
 
 
 @cache

@@ -11,6 +11,7 @@ from paring.cli import fuse_search
 from paring.cli.deltas import byte_size
 
 _EVERY_S = 10.0
+_KEPT_BYTES, _BELOW_BYTES = 64 << 20, 4 << 20  # of freed pieces of tensors; tensors themselves are larger
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO)  # what may be otherwise another time
 
 
@@ -64,7 +65,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from paring.fuse.device import usable
     from paring.fuse.engine import fuse
+    from paring.syscalls import keep_freed_memory
 
+    keep_freed_memory(_KEPT_BYTES, _BELOW_BYTES)
     usable(options.device)  # before a search takes hours
     progress = Progress(sys.stderr)
     if searched:

@@ -15,7 +15,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("folder", metavar="DIR", help="what the run wrote")
     parser.add_argument("--out", metavar="FILE", help="the page (DIR/report.html); an older page there is replaced")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, needs_torch=False)
 
 
 def _run(arguments: argparse.Namespace) -> int:

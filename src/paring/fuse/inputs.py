@@ -112,6 +112,7 @@ class Inputs:
     cuts: Cuts | None = None
     rows: int = -1
     _flat: tuple[Tensor | Turned, ...] = field(init=False, repr=False)
+    _last: dict[tuple[int, int, int], Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.models)
@@ -183,12 +184,19 @@ class Inputs:
             base: the base's piece, where it is at hand.
         """
         piece = self._read(i, start, end, step)
-        return piece if self.differences[i] else piece.sub_(self.base_piece(start, end, step) if base is None else base)
+        return piece if self.differences[i] else piece.sub_(self._shared(start, end, step) if base is None else base)
 
     def base_piece(self, start: int, end: int, step: int = 1) -> Tensor:
         """A piece of the base: flat, fp32, finite; the caller's own."""
         assert self.base is not None
         return self._read(len(self.models), start, end, step)
+
+    def _shared(self, start: int, end: int, step: int) -> Tensor:
+        """A piece of the base, not to be written to: the last one, where it is asked for again, as for the next model."""
+        if self._last.get((start, end, step)) is None:
+            self._last.clear()
+            self._last[start, end, step] = self.base_piece(start, end, step)
+        return self._last[start, end, step]
 
     def _read(self, i: int, start: int, end: int, step: int) -> Tensor:
         piece = self._flat[i][start:end:step].to(torch.float32, copy=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paring.fuse.inputs import Cut, Cuts, FuseError, Inputs
 from paring.fuse.method import Method, Ranking, Stage
-from paring.fuse.selection import largest
+from paring.fuse.selection import largest_of_each
 from paring.slim.histogram import Threshold, patterns, thresholds
 
 A = TypeVar("A")
@@ -34,7 +34,7 @@ def local_cuts(inputs: Inputs, stages: Sequence[Stage]) -> Cuts:
         return inputs.cuts
     found: Cuts = ()
     for stage in stages:
-        found += tuple(largest(r.read, inputs.ranges, inputs.numel, r.counts) for r in stage(inputs, found))
+        found += largest_of_each([(r.read, r.counts) for r in stage(inputs, found)], inputs.ranges, inputs.numel)
     return found
 
 

@@ -37,6 +37,22 @@ def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut
         numel: entries in all.
         counts: gives the k.
     """
+    return largest_of_each([(read, counts)], ranges, numel)[0]
+
+
+def largest_of_each(asked: Sequence[tuple[Read, Counts]], ranges: Ranges, numel: int) -> tuple[tuple[Cut, ...], ...]:
+    """As ``largest``, of several tensors of one size: a piece of each is read before the next piece of any."""
+    at_once = [_at_once(read, ranges, numel, counts) for read, counts in asked]
+    searches = [None if done is not None else _Search(*of, numel) for of, done in zip(asked, at_once, strict=True)]
+    if any(searches):
+        for start, end in ranges():
+            for search in filter(None, searches):
+                search.add(start, end)
+    return tuple(search.cuts(ranges) if search else done or () for search, done in zip(searches, at_once, strict=True))
+
+
+def _at_once(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut, ...] | None:
+    """Where nothing has to be read, or all of it at once."""
     asked = [*counts(numel, 0), *counts(numel, numel)]
     if numel == 0 or (numel > _WHOLE and all(_simple(k, numel) for k in asked)):
         return tuple(_simple(k, numel) or Cut(-1.0, 0) for k in counts(numel, 0))
@@ -46,20 +62,31 @@ def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut
     if numel <= _WHOLE:
         a = np.concatenate([read(start, end, 1).numpy() for start, end in ranges()])
         return tuple(_whole(a, k) for k in counts(numel, int(np.count_nonzero(a))))
-    step = numel // _SAMPLE | 1  # odd, so that it visits all columns of a matrix of even width
-    sample = np.sort(read(0, numel, step).numpy())[::-1]
-    guess = counts(numel, round(np.count_nonzero(sample) / sample.size * numel))
-    brackets = [_Bracket(*_between(sample, min(1.0, k / numel)), numel) for k in guess]
-    nonzero, counted = 0, list(counts(numel, 0)) != list(counts(numel, numel))
-    for start, end in ranges():
-        a = read(start, end, 1).numpy()
-        nonzero += int(np.count_nonzero(a)) if counted else 0
-        for bracket in brackets:
+    return None
+
+
+class _Search:
+    """One tensor's: brackets by a sample, then what its pieces say of them."""
+
+    def __init__(self, read: Read, counts: Counts, numel: int) -> None:
+        self._read, self._counts, self._numel = read, counts, numel
+        step = numel // _SAMPLE | 1  # odd, so that it visits all columns of a matrix of even width
+        sample = np.sort(read(0, numel, step).numpy())[::-1]
+        guess = counts(numel, round(np.count_nonzero(sample) / sample.size * numel))
+        self._brackets = [_Bracket(*_between(sample, min(1.0, k / numel)), numel) for k in guess]
+        self._nonzero, self._counted = 0, list(counts(numel, 0)) != list(counts(numel, numel))
+
+    def add(self, start: int, end: int) -> None:
+        a = self._read(start, end, 1).numpy()
+        self._nonzero += int(np.count_nonzero(a)) if self._counted else 0
+        for bracket in self._brackets:
             bracket.add(a, start)
-    return tuple(
-        _simple(k, numel) or bracket.cut(k, read) or _by_patterns(read, ranges, k)
-        for k, bracket in zip(counts(numel, nonzero), brackets, strict=True)
-    )
+
+    def cuts(self, ranges: Ranges) -> tuple[Cut, ...]:
+        return tuple(
+            _simple(k, self._numel) or bracket.cut(k, self._read) or _by_patterns(self._read, ranges, k)
+            for k, bracket in zip(self._counts(self._numel, self._nonzero), self._brackets, strict=True)
+        )
 
 
 class _Bracket:
@@ -78,9 +105,9 @@ class _Bracket:
         self._starts.append(start)
         for end, counts in self._ends.items():
             counts.append(int(np.count_nonzero(a == end)) if end else 0)  # of zeros nobody asks
-        if self._collected <= self.numel // 4:  # more than that: the sample misled
+        if self._collected <= self.numel // 16:  # more than that: the sample misled
             between = np.logical_and(a > self.low, a < self.high)
-            self._inside.append(_where(a, between))
+            self._inside.append(a.take(np.flatnonzero(between)))  # a[between] takes half as long again
             self._collected += self._inside[-1].size
 
     def cut(self, k: int, read: Read) -> Cut | None:
@@ -113,17 +140,6 @@ class _Bracket:
         start, stop = ([*self._starts, self.numel])[piece : piece + 2]
         equal = np.flatnonzero(read(start, stop, 1).numpy() == value)
         return Cut(value, start + int(equal[left - (ends[piece] - counts[piece]) - 1]) + 1)
-
-
-def _where(a: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
-    """``a[mask]`` of a mask that is nearly empty: eight of its entries are looked at at once."""
-    if not mask.any():
-        return np.empty(0, np.float32)  # not a[:0], which would hold all of a
-    if mask.size % 8:
-        return a.take(np.flatnonzero(mask))
-    eights = np.flatnonzero(mask.view(np.uint64))
-    found: Floats = a.reshape(-1, 8)[eights][mask.reshape(-1, 8)[eights]]
-    return found
 
 
 def _between(sample: Floats, share: float) -> tuple[float, float]:
