@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 _SAMPLE = 1 << 16
 _WHOLE = 1 << 17  # entries that are read and partitioned whole
 _SIGMAS = 4.0
+_NOTHING = np.empty(0, np.float32)
 
 
 def largest(read: Read, ranges: Ranges, numel: int, counts: Counts) -> tuple[Cut, ...]:
@@ -105,7 +106,9 @@ class _Bracket:
         self._starts.append(start)
         for end, counts in self._ends.items():
             counts.append(int(np.count_nonzero(a == end)) if end else 0)  # of zeros nobody asks
-        if self._collected <= self.numel // 16:  # more than that: the sample misled
+        if self.low == self.high:  # as where values are of bf16
+            self._inside.append(_NOTHING)
+        elif self._collected <= self.numel // 16:  # more than that: the sample misled
             between = np.logical_and(a > self.low, a < self.high)
             self._inside.append(a.take(np.flatnonzero(between)))  # a[between] takes half as long again
             self._collected += self._inside[-1].size

@@ -3,7 +3,8 @@
 Election (TIES, Yadav et al. 2023, arXiv 2306.01708, steps 2 and 3): an entry's sign is that of sum_i w_i thin(tau_i), positive
 where that is zero; models that differ in it are left out of the sum, and, with normalize, of the weights that it is divided by.
 
-With y_i = max(0, sign w_i thin(tau_i)) the sum is sign * sum_i y_i, over sum_i w_i [y_i > 0]: in floats, without a mask.
+With y_i = max(0, sign thin(tau_i)) the sum is sign * sum_i w_i y_i, over sum_i w_i [y_i > 0]: in floats, without a mask; of a
+weight below zero y_i = max(0, -sign thin(tau_i)), and its size counts.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ def merge(inputs: Inputs, out: Tensor, thinner: Thinner, stages: Sequence[Stage]
         base = inputs.base_piece(start, end)
         kept = [thin(inputs.difference(i, start, end, base=base), start) for i, thin in enumerate(thins)]
         if elect:
-            merged = elected([k.mul_(f) for k, f in zip(kept, factors, strict=True)], weights if divide else None)
+            merged = elected(kept, factors, weights if divide else None)
             flat[start:end] = base.add_(merged, alpha=scale)
         else:
             for k, factor in zip(kept, factors, strict=True):
@@ -62,17 +63,20 @@ def work_bytes(shape: torch.Size, parameters: Settings, per_model: Sequence[Sett
     return thinned * shape.numel() // 8 if parameters["rescale"] else 0
 
 
-def elected(terms: list[Tensor], weights: Sequence[float] | None) -> Tensor:
-    """Of weighted pieces (overwritten), the sum of those that have the elected sign, over their weights if these are given."""
-    sign = terms[0].clone()
-    for term in terms[1:]:
-        sign.add_(term)
+def elected(terms: Sequence[Tensor], factors: Sequence[float], weights: Sequence[float] | None) -> Tensor:
+    """Of pieces (overwritten) times factors, the sum of those that have the elected sign, over their weights if these are
+    given."""
+    sign = terms[0] * factors[0]
+    for term, factor in zip(terms[1:], factors[1:], strict=True):
+        sign.add_(term, alpha=factor)
     sign.ge_(0).mul_(2).sub_(1)
     total = torch.zeros_like(sign)
     share = torch.zeros_like(sign)
-    for i, term in enumerate(terms):
-        term.mul_(sign).clamp_min_(0)
-        total.add_(term)
+    for i, (term, factor) in enumerate(zip(terms, factors, strict=True)):
+        term.mul_(sign)
+        if factor < 0:
+            term.neg_()
+        total.add_(term.clamp_min_(0), alpha=abs(factor))
         if weights is not None:
             share.add_(term.sign_(), alpha=weights[i])
     if weights is None:
