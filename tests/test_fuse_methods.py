@@ -175,6 +175,14 @@ def test_directions_that_cancel_out():
     torch.testing.assert_close(got, -0.5 * a[0])  # of two, the line between them, as in mergekit
 
 
+def test_elected_weights_that_cancel_out():
+    """Three models agree, and 0.3 - 0.5 + 0.2 is 0 but for fp32's rounding: their sum is taken as it is, as where it is 0."""
+    signs, weights = (1.0, -1.0, 1.0, 0.0), (0.3, -0.5, 0.2, 0.7)
+    base = torch.randn(8, generator=torch.Generator().manual_seed(0))
+    got = merge("ties", [base + sign for sign in signs], base, None, [{"weight": w} for w in weights])
+    torch.testing.assert_close(got, base + 1)
+
+
 @pytest.mark.parametrize("piece", [inputs.PIECE, 16])
 def test_emr_serves_each_task(piece, monkeypatch):
     """The shared vector, masks and scales: by the paper's formulas, over two tensors, in one piece and in several."""

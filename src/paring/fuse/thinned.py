@@ -21,6 +21,7 @@ from paring.fuse.thin import Thin, Thinner, everything, masked
 
 _SMALL = 1e-7  # sums below are not divided by
 _ZERO = 1e-30  # nothing takes part: the sum is zero, too
+_CANCELLED = 1e-6  # of the weights
 
 
 def merge(inputs: Inputs, out: Tensor, thinner: Thinner, stages: Sequence[Stage], *, elect: bool, row: int = 1) -> None:
@@ -84,7 +85,8 @@ def elected(terms: Sequence[Tensor], factors: Sequence[float], weights: Sequence
     if min(weights) > 0:
         share.clamp_min_(_ZERO)
     else:
-        share.masked_fill_(share == 0, 1.0)  # as mergekit does where the weights of those that agree cancel
+        # As mergekit does where the weights of those that agree cancel; they may but for what rounding leaves.
+        share.masked_fill_(share.abs() < _CANCELLED * sum(map(abs, weights)), 1.0)
     return total.mul_(sign).div_(share)
 
 

@@ -91,7 +91,7 @@ def endless(lesson: Lesson, mix: float, generator: torch.Generator) -> Iterator[
             yield mixed(batch, mix, generator) if mix else batch
 
 
-def check_tuning(steps: int, rate: float, mix: float, head_rate: float) -> None:
+def check_tuning(steps: int, rate: float, mix: float, head_rate: float = 0.0) -> None:
     """Settings of what is tuned by a lesson.
 
     Raises:

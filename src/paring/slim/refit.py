@@ -1,9 +1,8 @@
 """New values for the entries that are kept, so that they stand in for those that are gone.
 
 Pruning leaves values that were learnt beside all others. Here they alone are tuned, for a few steps, until base + kept answers
-as base + everything does (``lesson``): positions and file size stay as they are. So is, with ``head_rate``, a head that the
-task vector brings: it is held whole, and was made for a body that is not there any more. On rows that nobody has seen a good
-start outlasts what few rows teach, so it is found first:
+as base + everything does (``lesson``): positions and file size stay as they are. On rows that nobody has seen a good start
+outlasts what few rows teach, so it is found first:
 
     1. the nearest of three multiples: as they are; times what restores the norm of the whole task vector; times its root
     2. a factor for each tensor, for a quarter of the steps
@@ -47,8 +46,6 @@ class Refit:
         values, group: how the values will be stored (``save_delta``). Coarse ones (int8, int4, sign) are tuned as they will
             come back: the distance is that of the coded values, its gradient goes to the numbers that are coded (straight
             through; Bengio et al. 2013, arXiv 1308.3432), and so the scales are tuned, too.
-        head_rate: that of new parameters (a head), as a share of the root mean square of their entries, times the same root;
-            0: they stay as they are.
     """
 
     steps: int = 360
@@ -57,10 +54,9 @@ class Refit:
     seed: int = 0
     values: str = "fp32"
     group: int = 0
-    head_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        check_tuning(self.steps, self.rate, self.mix, self.head_rate)
+        check_tuning(self.steps, self.rate, self.mix)
         if self.values not in (*_PLAIN, *LARGEST):
             raise ValueError(f"values is {self.values!r}; expected one of {', '.join((*_PLAIN, *LARGEST))}")
         if isinstance(self.group, bool) or not isinstance(self.group, int) or self.group < 0:
@@ -75,8 +71,7 @@ def refit(
     how: Refit | None = None,
     report: Callable[[int, float], None] | None = None,
 ) -> TaskVector:
-    """``pruned`` with other values at the same entries, and of the head that it brings; with the same ones where none were
-    found that come nearer.
+    """``pruned`` with other values at the same entries; with the same ones where none were found that come nearer.
 
     Args:
         pruned: as the pruners give it: differences in numbers at scattered positions.
@@ -85,12 +80,11 @@ def refit(
         report: is told of every step: how many are done, and the distance before it.
 
     Raises:
-        DeltaError: the model is another base, nothing is kept in a parameter, or the distance is no number. ValueError: a
-            tensor that is tuned is not contiguous.
+        DeltaError: the model is another base, nothing is kept in a parameter, or the distance is no number.
     """
     how = how or Refit()
     teacher = copy.deepcopy(model).eval()
-    student = Student(pruned, model, teacher, lesson, how.values, how.group, heads=how.head_rate > 0)
+    student = Student(pruned, model, teacher, lesson, how.values, how.group)
     with tuned.apply(teacher), student.placing, gradients(student.parameters, student.take, model):
         before = student.distance(student.kept)
         if not math.isfinite(before):
@@ -100,16 +94,14 @@ def refit(
         start = found.distance
         missing = _missing(start, student.distance({n: torch.zeros_like(v) for n, v in student.kept.items()}))
         for attempt in range(_ATTEMPTS):
-            slower = missing / _SLOWER**attempt
-            rates = how.rate * slower, how.head_rate * slower
-            tried = _tuned(student, found, rates, _batches(lesson, how), how.steps, report)
+            rate = how.rate * missing / _SLOWER**attempt
+            tried = _tuned(student, found, rate, _batches(lesson, how), how.steps, report)
             if tried.distance < start:
                 found = tried
                 break
     facts = {
         "steps": how.steps,
-        "rate": rates[0],
-        "head_rate": rates[1] if student.heads else 0.0,
+        "rate": rate,
         "mix": how.mix,
         "hidden": lesson.hidden,
         "scale": found.scale,
@@ -145,11 +137,11 @@ def _scaled(
     student: Student, start: _Found, batches: Iterator[Batch], steps: int, report: Callable[[int, float], None] | None
 ) -> _Found:
     """``start`` times a factor for each tensor; as it was where none were found that come nearer."""
-    logarithms = {n: torch.zeros((), device=v.device) for n, v in start.values.items() if n not in student.heads}
+    logarithms = {n: torch.zeros((), device=v.device) for n, v in start.values.items()}
     adam = torch.optim.Adam(logarithms.values(), lr=_FACTOR_RATE)
 
     def values() -> Values:
-        return {n: v * logarithms[n].exp() if n in logarithms else v for n, v in start.values.items()}
+        return {n: v * logarithms[n].exp() for n, v in start.values.items()}
 
     for step in range(steps):
         adam.param_groups[0]["lr"] = _FACTOR_RATE * (1 - step / steps)
@@ -168,19 +160,16 @@ def _scaled(
 def _tuned(
     student: Student,
     start: _Found,
-    rates: tuple[float, float],
+    rate: float,
     batches: Iterator[Batch],
     steps: int,
     report: Callable[[int, float], None] | None,
 ) -> _Found:
     """Other values, by the steps that factors have left of ``steps``; not finite where it went wrong."""
-    values, done = {n: v.clone() for n, v in start.values.items()}, steps // _FACTORS
-    first = rates[0] * student.rms(), rates[1] * student.rms_of_heads()
-    groups = [[v for n, v in values.items() if (n in student.heads) == heads] for heads in (False, True)]
-    adam = torch.optim.Adam([{"params": group, "lr": highest} for group, highest in zip(groups, first, strict=True) if group])
+    values, first, done = {n: v.clone() for n, v in start.values.items()}, rate * student.rms(), steps // _FACTORS
+    adam = torch.optim.Adam(values.values(), lr=first)
     for step in range(steps - done):
-        for group, highest in zip(adam.param_groups, first, strict=False):  # of heads, if there are any, last
-            group["lr"] = highest * (1 - step / (steps - done))
+        adam.param_groups[0]["lr"] = first * (1 - step / (steps - done))
         distance, gradient = student.gradient(values, next(batches))
         for name, value in values.items():
             value.grad = gradient.get(name)

@@ -24,11 +24,9 @@ class Student:
         pruned: as the pruners give it. model: its base.
         teacher: the fine-tune. lesson: what is compared.
         stored, group: the type that values will be stored in (``save_delta``); on the model is what comes back of them.
-        heads: whether its new tensors, which are stored whole, are tuned, too.
 
     Attributes:
-        kept: the values as they were pruned; of a new tensor all entries, as what is added to the fine-tune's: zeros.
-        heads: names of the new tensors among them.
+        kept: the values as they were pruned.
         parameters: those of the model that hold an entry.
 
     Raises:
@@ -36,15 +34,7 @@ class Student:
     """
 
     def __init__(
-        self,
-        pruned: TaskVector,
-        model: nn.Module,
-        teacher: nn.Module,
-        lesson: Lesson,
-        stored: str = "fp32",
-        group: int = 0,
-        *,
-        heads: bool = False,
+        self, pruned: TaskVector, model: nn.Module, teacher: nn.Module, lesson: Lesson, stored: str = "fp32", group: int = 0
     ) -> None:
         self._pruned, self._model, self._teacher, self._lesson = pruned, model, teacher, lesson
         self._stored, self._group = stored, group
@@ -56,14 +46,6 @@ class Student:
         on = next(model.parameters()).device
         at = {n: c.places.flat(c.shape).to(on) for n, c in changes.items()}
         numbers = {n: c.difference(f"'{n}'").to(on, torch.float32) for n, c in changes.items()}
-        found = self.placing.parameters(pruned.new if heads else ())
-        first = {id(p): n for n, p in reversed(found.items())}  # of a tensor that has two names
-        self._twins = {n: first[id(p)] for n, p in found.items() if first[id(p)] != n}
-        new = {n: p for n, p in found.items() if n not in self._twins}
-        self.heads = tuple(new)  # in one order: a sum over them is the same in any process
-        at |= {n: torch.arange(p.numel(), device=on) for n, p in new.items()}
-        numbers |= {n: torch.zeros(p.numel(), device=on) for n, p in new.items()}
-        self.parameters |= new
         self._at = {n: at[n] for n in self.parameters}
         self.kept: Values = {n: numbers[n] for n in self.parameters}
         self._fixed = [(n, at[n], numbers[n]) for n in changes if n not in self.parameters]
@@ -92,29 +74,15 @@ class Student:
 
     def changes(self, values: Values) -> dict[str, Lazy]:
         """The task vector's tensors that have other values now."""
-        out: dict[str, Lazy] = {}
-        for name, value in values.items():
-            change = self._pruned.change(name)
-            to = wide(change.dtype)
-            found = value.detach().cpu().to(to)
-            if name in self.heads:
-                found = (change.values.to(to) + found).to(change.dtype)
-            out[name] = ready(replace(change, values=found))
-        return out | {
-            twin: ready(replace(self._pruned.change(twin), values=out[n].load().values)) for twin, n in self._twins.items()
-        }
+        found = {name: (self._pruned.change(name), value.detach().cpu()) for name, value in values.items()}
+        return {name: ready(replace(change, values=v.to(wide(change.dtype)))) for name, (change, v) in found.items()}
 
     def rms(self) -> float:
         """The root mean square of the values that were kept."""
-        return rms(v for n, v in self.kept.items() if n not in self.heads)
-
-    def rms_of_heads(self) -> float:
-        """The root mean square of the new tensors' entries, as the fine-tune has them; 0: none is tuned."""
-        return rms(self._pruned.change(name).values for name in self.heads)
+        return rms(self.kept.values())
 
     def _entries(self, values: Values) -> list[Entries]:
-        coded = ((n, v.detach() if n in self.heads else self._comes_back(v.detach())) for n, v in values.items())
-        return [*self._fixed, *((n, self._at[n], v) for n, v in coded)]
+        return [*self._fixed, *((n, self._at[n], self._comes_back(v.detach())) for n, v in values.items())]
 
     def _comes_back(self, values: Tensor) -> Tensor:
         """What a file gives back of values that are coded coarsely; others as they are, and what cannot be coded."""
