@@ -72,18 +72,18 @@ def test_several_at_once(n, monkeypatch):
     """As each by itself, one of which asks for nothing; a piece of each before the next piece of any."""
     monkeypatch.setattr(selection, "_SAMPLE", 64)
     monkeypatch.setattr(selection, "_WHOLE", 100)
-    read, tensors = [], [numbers(kind, n, torch.Generator().manual_seed(1)) for kind in ("continuous", "bf16", "blocks")]
+    reads, tensors = [], [numbers(kind, n, torch.Generator().manual_seed(1)) for kind in ("continuous", "bf16", "blocks")]
 
     def reading(i):
-        return lambda start, end, step: read.append((start, i)) or tensors[i][start:end:step]
+        return lambda start, end, step: reads.append((start, i)) or tensors[i][start:end:step]
 
     asked = [(reading(i), lambda n, nonzero, i=i: [(n // 3, 5), (0, n), (nonzero // 2,)][i]) for i in range(3)]
-    each = tuple(largest(*of[:1], pieces(n, 999), n, *of[1:]) for of in asked)
-    read.clear()
+    each = tuple(largest(read, pieces(n, 999), n, counts) for read, counts in asked)
+    reads.clear()
     assert largest_of_each(asked, pieces(n, 999), n) == each
     if n > 100:
         in_turn = [(s, i) for s in (999, 1998, 2997, 3996) for i in (0, 2)]
-        assert [(s, i) for s, i in read if s][: len(in_turn)] == in_turn
+        assert [(s, i) for s, i in reads if s][: len(in_turn)] == in_turn
 
 
 def test_counts_of_what_is_not_zero():

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _load_torch() -> None:
     """Its modules make a quarter of a million objects that stay. Looking through them for garbage, while they are made, then
-    every now and then, and twice in the end, is a third of the life of a short command: they are taken out of that."""
+    every now and then, and in the end, is a third of the life of a short command: they are taken out of that."""
     if "torch" in sys.modules:
         return
     enabled = gc.isenabled()
