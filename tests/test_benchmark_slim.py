@@ -13,11 +13,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import paring
 import slim_cost
 from paring.slim.lesson import Lesson
+from paring.slim.pruners import prune
+from paring.slim.refit import Refit
+from paring.slim.subspaces import kind_of
 from paring.tasks.digits.vit import new_model
 from quality import tasks
 from quality.store import Store
 from slimming import cells, figure, finetunes, plan, report
 from slimming.cells import TITLES, Cell
+from slimming.weights import CUTS, weighted
 
 TASKS = ("checkered", "turned")
 
@@ -45,7 +49,7 @@ def test_a_key_changes_with_what_its_method_depends_on(monkeypatch: pytest.Monke
     assert len(set(before.values())) == len(made)
     monkeypatch.setattr(cells, "EXPONENT", 0.2)
     changed = {m for m, c in made.items() if c.key != before[m]}
-    assert changed == {"salient", "fitted", "fitted:int4", "fitted:sign"}
+    assert changed == {"salient", "fitted", "fitted:int4", "fitted:sign", *plan.WEIGHTS}
     monkeypatch.undo()
     monkeypatch.setattr(cells, "BUDGET", 7)
     assert {m for m, c in made.items() if c.key != before[m]} == {m for m in made if m.startswith("nps:")}
@@ -130,6 +134,42 @@ def test_what_a_cell_has_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     large = [n for n in each.names if each.changes[n].shape.numel() >= 5000]
     assert large and all(0.01 <= shares[1][n] < 0.0105 for n in large)
     assert not all(0.01 <= shares[0][n] < 0.0105 for n in large)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_weights_of_subspaces_found_by_gradient(cut: str) -> None:
+    model = new_model(0).eval()
+    generator = torch.Generator().manual_seed(0)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    vector = paring.diff(base, tuned).in_memory()
+    lesson = Lesson([tasks._collate(tasks._rows("digits", "turned", "calibration")[:16])])
+    pruned = prune(vector, "magnitude", 0.01).in_memory()
+    found = weighted(pruned, vector, model, lesson, cut, Refit(steps=8, mix=0.0))
+    assert all(torch.equal(t, base[n]) for n, t in model.state_dict().items())
+
+    factors = {}  # of each entry, by where its weight is shared
+    for n in pruned.names:
+        before, after = pruned.change(n), found.change(n)
+        at = before.places.flat(before.shape)
+        assert torch.equal(at, after.places.flat(after.shape))
+        rows = at // before.shape[1:].numel() if len(before.shape) > 1 else torch.zeros_like(at)
+        parts = before.values.abs().argsort().argsort() * 8 // max(1, len(at))
+        shared = {"kind": [kind_of(n, before.shape)] * len(at), "tensor": [n] * len(at)}
+        shared["row"] = [(n, int(r)) for r in rows]
+        shared["magnitude*tensor"] = [(n, int(part)) for part in parts]
+        for where, factor in zip(shared[cut], after.values / before.values, strict=True):
+            factors.setdefault(where, []).append(float(factor))
+    assert all(f == pytest.approx([f[0]] * len(f), rel=1e-4) and f[0] > 0 for f in factors.values())
+    assert len({round(f[0], 6) for f in factors.values()}) > 1
+    assert found.facts["num_weights"] == len(factors)
+
+    def distance(v: paring.TaskVector) -> float:
+        teacher = new_model(0).eval()
+        with torch.no_grad(), vector.apply(teacher), v.apply(model):
+            return float(lesson.distance(model, teacher, lesson.batches[0]))
+
+    assert distance(found) < distance(pruned)
 
 
 def test_what_is_stored_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

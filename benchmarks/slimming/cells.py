@@ -21,11 +21,13 @@ from paring.slim.refit import Refit, refit
 from paring.slim.saliency import saliency
 from quality.store import versions
 from slimming.finetunes import LESSON_ROWS, FineTune, fine_tune
+from slimming.weights import RATE, weighted
 
 BUDGET = 200  # evaluations of a search
 CODED = ("fp16", "int8", "int4", "sign")
 REVISION = 2  # raised when a change here, or in what is measured, makes older results incomparable
 REFIT = 2  # the same for changes of the refit
+RANKED = ("salient", "weights:", "fitted")  # methods that keep entries by saliency
 
 
 def refit_identity() -> dict[str, Any]:
@@ -50,9 +52,11 @@ class Cell:
         what = {**asdict(self), "revision": REVISION}
         if self.method.startswith("nps:"):
             what["budget"] = BUDGET
-        if self.method.startswith(("fitted", "salient")):
+        if self.method.startswith(RANKED):
             what["exponent"] = EXPONENT
-        if self.method.startswith("fitted") or self.method.endswith("+refit"):
+        if self.method.startswith("weights:"):
+            what["rate"] = RATE
+        if self.method.startswith(("fitted", "weights:")) or self.method.endswith("+refit"):
             what["refit"] = refit_identity()
             what["rows"] = LESSON_ROWS[self.suite]
         return blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -70,6 +74,10 @@ TITLES = {
     "nps:magnitude*kind": "NPS, by magnitude and kind",
     "nps:random": "NPS, random subspaces",
     "salient": "by saliency, no refit",
+    "weights:kind": "by saliency, a weight for each kind",
+    "weights:tensor": "by saliency, a weight for each tensor",
+    "weights:magnitude*tensor": "by saliency, 8 weights for each tensor",
+    "weights:row": "by saliency, a weight for each row",
     "magnitude+refit": "magnitude, refit",
     "dare+refit": "DARE, refit",
     "fitted": "fitted (by saliency, refit)",
@@ -93,11 +101,13 @@ def measure(cells: Sequence[Cell], zoo: Path, results: Path) -> Iterator[dict[st
     gradients: dict[str, Tensor] | None = None
     for cell in cells:
         begun = time.perf_counter()
-        if gradients is None and cell.method.startswith(("salient", "fitted")):
+        if gradients is None and cell.method.startswith(RANKED):
             gradients = saliency(tune.vector, tune.model, tune.lesson)
             begun = time.perf_counter()
         pruned, evaluations = _pruned(tune, cell, gradients or {})
         out = {**asdict(cell), "key": cell.key, "seconds": time.perf_counter() - begun, "evaluations": evaluations}
+        if "num_weights" in pruned.facts:
+            out["num_weights"] = pruned.facts["num_weights"]
         out["versions"] = versions()
         for split in ("validation", "test"):
             out[split] = tune.accuracy(pruned, split)  # type: ignore[arg-type]
@@ -124,6 +134,8 @@ def _pruned(tune: FineTune, cell: Cell, gradients: dict[str, Tensor]) -> tuple[T
         pruned = prune(vector, way, cell.keep, seed=cell.seed, scope=other.get("scope", "global")).in_memory()
     else:
         pruned = prune_salient(vector, cell.keep, gradients, EXPONENT)
+    if way.startswith("weights:"):
+        return weighted(pruned, vector, tune.model, tune.lesson, way.removeprefix("weights:"), Refit(seed=cell.seed)), 0
     if more or way.startswith("fitted"):
         values = way.partition(":")[2] or "fp32"
         return refit(pruned, vector, tune.model, tune.lesson, Refit(seed=cell.seed, values=values)).in_memory(), 0

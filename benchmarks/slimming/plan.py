@@ -10,6 +10,7 @@ from quality.groups import measured
 from quality.store import Store
 from quality.tasks import SUITES
 from slimming.cells import TITLES, Cell, measure
+from slimming.weights import CUTS
 
 SEEDS = (0, 1, 2)
 SLICE = "static-column-r16"
@@ -18,6 +19,7 @@ SEARCHED = ("nps:magnitude", "nps:layer", "nps:kind", "nps:magnitude*kind", "nps
 BEST_SEARCH = "nps:magnitude*kind"  # by the first trials (docs/log.md); the other kinds are screened on one seed
 CODED = ("fitted:int4", "fitted:sign")
 ABLATIONS = ("salient", "magnitude+refit", "dare+refit")
+WEIGHTS = tuple(f"weights:{cut}" for cut in CUTS)  # how many weights a task needs
 VARIED = (  # the choices of NPS, one at a time; see docs/method.md
     *("rescaled/scope=tensor", "nps:magnitude/parts=4", "nps:magnitude/parts=16", "nps:magnitude*kind/most=1.5"),
     *("nps:magnitude*kind/most=6", "nps:magnitude*kind/by=errors", "nps:magnitude*kind/budget=320"),
@@ -43,6 +45,7 @@ def groups(suite: str) -> list[list[Cell]]:
             *(of(task, 0, "full", (*ABLATIONS, *CODED)) for task in tasks),
             *(of(task, 0, "full", [m for m in SEARCHED if m != BEST_SEARCH]) for task in tasks),
             *(of(task, 0, "full", VARIED, VARIED_KEEPS) for task in tasks),
+            *(of(task, 0, "full", WEIGHTS) for task in tasks),
         ]
     return [
         *(of(task, seed, "full", ("fitted",), keeps[:1]) for task, seed in every),

@@ -4,7 +4,8 @@
     keep the ceil(keep * n) entries of largest |tau| * (F + 0.1 * mean F of the tensor)^p
     tune their values until base + kept answers as base + tau   (``refit``)
 
-A search of subspace weights (``nps``) adds nothing to it, before the refit or after: docs/method.md has the numbers.
+In the terms of NPS-Pruning every entry that is kept is a subspace of its own, and its weight is found by gradient; CMA-ES can
+search some tens. A search (``nps``) adds nothing to it, before the refit or after: docs/method.md has the numbers.
 """
 
 from collections.abc import Callable, Mapping
