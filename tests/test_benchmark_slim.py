@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -24,6 +25,15 @@ from slimming.cells import TITLES, Cell
 from slimming.weights import CUTS, weighted
 
 TASKS = ("checkered", "turned")
+
+
+def moved_vit() -> tuple[nn.Module, dict[str, torch.Tensor], paring.TaskVector]:
+    """A model, its tensors, and a task vector that is noise."""
+    model = new_model(0).eval()
+    generator = torch.Generator().manual_seed(0)
+    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tuned = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    return model, base, paring.diff(base, tuned).in_memory()
 
 
 def result(cell: Cell, test: float, bits: float = 0.2) -> dict[str, Any]:
@@ -105,14 +115,9 @@ def test_the_picture_has_each_curve(tmp_path: Path) -> None:
 
 def test_what_a_cell_has_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "BUDGET", 4)
-    model = new_model(0).eval()
-    generator = torch.Generator().manual_seed(0)
-    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tuned = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in base.items()}
+    model, _, vector = moved_vit()
     batch = tasks._collate(tasks._rows("digits", "turned", "calibration")[:32])
-    tune = finetunes.FineTune(
-        "digits", "turned", model, paring.diff(base, tuned).in_memory(), Lesson([batch]), lambda of: float(of(**batch).loss)
-    )
+    tune = finetunes.FineTune("digits", "turned", model, vector, Lesson([batch]), lambda of: float(of(**batch).loss))
     wrong = sum(int(model(**{**batch}).logits[i].argmax()) != int(batch["labels"][i]) for i in range(32))
     assert tune.errors(model) == wrong / 32
     found = {}
@@ -138,11 +143,7 @@ def test_what_a_cell_has_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_weights_of_subspaces_found_by_gradient(cut: str) -> None:
-    model = new_model(0).eval()
-    generator = torch.Generator().manual_seed(0)
-    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    tuned = {name: t + 0.02 * torch.randn(t.shape, generator=generator) for name, t in base.items()}
-    vector = paring.diff(base, tuned).in_memory()
+    model, base, vector = moved_vit()
     lesson = Lesson([tasks._collate(tasks._rows("digits", "turned", "calibration")[:16])])
     pruned = prune(vector, "magnitude", 0.01).in_memory()
     found = weighted(pruned, vector, model, lesson, cut, Refit(steps=8, mix=0.0))

@@ -17,11 +17,11 @@ from paring.slim.fitted import EXPONENT, prune_salient
 from paring.slim.lost import as_stored
 from paring.slim.nps import Nps, prune_nps
 from paring.slim.pruners import PRUNERS, prune
-from paring.slim.refit import Refit, refit
+from paring.slim.refit import FACTOR_RATE, Refit, refit
 from paring.slim.saliency import saliency
 from quality.store import versions
 from slimming.finetunes import LESSON_ROWS, FineTune, fine_tune
-from slimming.weights import RATE, weighted
+from slimming.weights import weighted
 
 BUDGET = 200  # evaluations of a search
 CODED = ("fp16", "int8", "int4", "sign")
@@ -55,7 +55,7 @@ class Cell:
         if self.method.startswith(RANKED):
             what["exponent"] = EXPONENT
         if self.method.startswith("weights:"):
-            what["rate"] = RATE
+            what["rate"] = FACTOR_RATE
         if self.method.startswith(("fitted", "weights:")) or self.method.endswith("+refit"):
             what["refit"] = refit_identity()
             what["rows"] = LESSON_ROWS[self.suite]

@@ -5,7 +5,8 @@
     magnitude*tensor    eight for each tensor: its entries that are kept, cut by magnitude into equal parts
     row                 one for each row of each matrix
 
-The entries are those of `fitted`, and so are rows, distance, steps and the start; there every entry has a weight of its own.
+The entries are those of `fitted`, and so are rows, distance, steps, the start and the rate of factors; there every entry has a
+weight of its own.
 """
 
 import copy
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 
 from paring.delta.taskvector import TaskVector
 from paring.slim.lesson import Lesson, endless, gradients
-from paring.slim.refit import Refit
+from paring.slim.refit import FACTOR_RATE, Refit, nearest_multiple, restoring
 from paring.slim.student import Student
 from paring.slim.subspaces import KINDS, kind_of
 
 PARTS = 8
-RATE = 0.05  # of the weights' logarithms, falling to zero in a straight line
 
 # Of a tensor's name and shape, and the positions and values of its entries that are kept: which of its weights each has.
 Cut = Callable[[str, torch.Size, Tensor, Tensor], Tensor]
@@ -54,16 +54,16 @@ def weighted(pruned: TaskVector, tuned: TaskVector, model: nn.Module, lesson: Le
     student = Student(pruned, model, teacher, lesson)
     labels, num_weights = _labels(pruned, student.kept, cut)
     with tuned.apply(teacher), student.placing, gradients(student.parameters, student.take, model):
-        start = _nearest(student, tuned.norm() / pruned.norm())
+        start = nearest_multiple(student, restoring(pruned, tuned), student.distance(student.kept)).values
         logarithms = torch.zeros(num_weights)
 
         def values() -> dict[str, Tensor]:
             return {n: v * logarithms[labels[n]].exp() for n, v in start.items()}
 
-        adam = torch.optim.Adam([logarithms], lr=RATE)
+        adam = torch.optim.Adam([logarithms], lr=FACTOR_RATE)
         batches = endless(lesson, how.mix, torch.Generator().manual_seed(how.seed))
         for step in range(how.steps):
-            adam.param_groups[0]["lr"] = RATE * (1 - step / how.steps)
+            adam.param_groups[0]["lr"] = FACTOR_RATE * (1 - step / how.steps)
             tried = values()
             _, gradient = student.gradient(tried, next(batches))
             logarithms.grad = torch.zeros_like(logarithms)
@@ -85,9 +85,3 @@ def _labels(pruned: TaskVector, kept: Mapping[str, Tensor], cut: str) -> tuple[d
             first += int(own.max()) + 1
     used, numbers = torch.cat(found).unique(return_inverse=True)
     return dict(zip(kept, numbers.split([v.numel() for v in kept.values()]), strict=True)), used.numel()
-
-
-def _nearest(student: Student, restoring: float) -> Mapping[str, Tensor]:
-    """The values kept times one of the three multiples that a refit begins with."""
-    tried = [{n: v * scale for n, v in student.kept.items()} for scale in (1.0, restoring**0.5, restoring)]
-    return min(tried, key=student.distance)

@@ -30,7 +30,7 @@ from paring.slim.student import Student, Values
 _PLAIN = ("fp32", "bf16", "fp16")
 _ATTEMPTS, _SLOWER = 3, 4  # each at a quarter of the rate before, until the distance is below that of the start
 _FACTORS = 4  # one of so many steps is for factors
-_FACTOR_RATE = 0.05  # of their logarithms
+FACTOR_RATE = 0.05  # of their logarithms
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def refit(
         before = student.distance(student.kept)
         if not math.isfinite(before):
             raise DeltaError(f"refit: the fine-tune is {before} away before the first step; do its outputs overflow?")
-        found = _multiple(student, _restoring(pruned, tuned), before)
+        found = nearest_multiple(student, restoring(pruned, tuned), before)
         found = _scaled(student, found, _batches(lesson, how), how.steps // _FACTORS, report)
         start = found.distance
         missing = _missing(start, student.distance({n: torch.zeros_like(v) for n, v in student.kept.items()}))
@@ -114,7 +114,7 @@ def refit(
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """Values, their distance to the fine-tune, and what the values kept were multiplied by before anything was tuned."""
 
     values: Values
@@ -122,29 +122,29 @@ class _Found:
     scale: float
 
 
-def _multiple(student: Student, most: float, before: float) -> _Found:
+def nearest_multiple(student: Student, most: float, before: float) -> Found:
     """Of three multiples of the values kept the nearest; ``most``: the largest of them."""
-    found = _Found(student.kept, before, 1.0)
+    found = Found(student.kept, before, 1.0)
     for scale in (math.sqrt(most), most):
         values = {n: v * scale for n, v in student.kept.items()}
         distance = student.distance(values)
         if distance < found.distance:
-            found = _Found(values, distance, scale)
+            found = Found(values, distance, scale)
     return found
 
 
 def _scaled(
-    student: Student, start: _Found, batches: Iterator[Batch], steps: int, report: Callable[[int, float], None] | None
-) -> _Found:
+    student: Student, start: Found, batches: Iterator[Batch], steps: int, report: Callable[[int, float], None] | None
+) -> Found:
     """``start`` times a factor for each tensor; as it was where none were found that come nearer."""
     logarithms = {n: torch.zeros((), device=v.device) for n, v in start.values.items()}
-    adam = torch.optim.Adam(logarithms.values(), lr=_FACTOR_RATE)
+    adam = torch.optim.Adam(logarithms.values(), lr=FACTOR_RATE)
 
     def values() -> Values:
         return {n: v * logarithms[n].exp() for n, v in start.values.items()}
 
     for step in range(steps):
-        adam.param_groups[0]["lr"] = _FACTOR_RATE * (1 - step / steps)
+        adam.param_groups[0]["lr"] = FACTOR_RATE * (1 - step / steps)
         tried = values()
         distance, gradient = student.gradient(tried, next(batches))
         for name, log in logarithms.items():
@@ -154,17 +154,17 @@ def _scaled(
             report(step + 1, distance)
     found = values()
     distance = student.distance(found)
-    return _Found(found, distance, start.scale) if distance < start.distance else start
+    return Found(found, distance, start.scale) if distance < start.distance else start
 
 
 def _tuned(
     student: Student,
-    start: _Found,
+    start: Found,
     rate: float,
     batches: Iterator[Batch],
     steps: int,
     report: Callable[[int, float], None] | None,
-) -> _Found:
+) -> Found:
     """Other values, by the steps that factors have left of ``steps``; not finite where it went wrong."""
     values, first, done = {n: v.clone() for n, v in start.values.items()}, rate * student.rms(), steps // _FACTORS
     adam = torch.optim.Adam(values.values(), lr=first)
@@ -176,7 +176,7 @@ def _tuned(
         adam.step()
         if report is not None:
             report(done + step + 1, distance)
-    return _Found(values, student.distance(values), start.scale)
+    return Found(values, student.distance(values), start.scale)
 
 
 def _missing(start: float, base: float) -> float:
@@ -188,8 +188,8 @@ def _batches(lesson: Lesson, how: Refit) -> Iterator[Batch]:
     return endless(lesson, how.mix, torch.Generator().manual_seed(how.seed))
 
 
-def _restoring(pruned: TaskVector, tuned: TaskVector) -> float:
-    """What the values kept are to be multiplied by to have the norm of all; 1 where there is no such number."""
+def restoring(pruned: TaskVector, tuned: TaskVector) -> float:
+    """R: what the values kept are to be multiplied by to have the norm of all; 1 where there is no such number."""
     left = pruned.norm()
     found = tuned.norm() / left if left else 1.0
     return found if math.isfinite(found) and found > 0 else 1.0
